@@ -1,0 +1,13 @@
+# headroom_flags: the warnings and sanitizers every target of the project is built with.
+add_library(headroom_flags INTERFACE)
+target_compile_options(headroom_flags INTERFACE
+  -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla
+  -ffp-contract=off # a fused multiply-add is written as one, so that every build rounds alike
+  $<$<BOOL:${HEADROOM_WERROR}>:-Werror>)
+target_compile_definitions(headroom_flags INTERFACE _GNU_SOURCE)
+target_link_libraries(headroom_flags INTERFACE m)
+if(HEADROOM_SANITIZE)
+  target_compile_options(headroom_flags INTERFACE
+    -fsanitize=${HEADROOM_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_link_options(headroom_flags INTERFACE -fsanitize=${HEADROOM_SANITIZE})
+endif()

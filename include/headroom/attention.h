@@ -1,0 +1,179 @@
+/*
+ * Attention over packed operands: plan once, run many times.
+ *
+ *     S = softmax_scale * Q K^T (+ softcap, ALiBi)     O = softmax(S + mask) V     LSE = ln sum exp
+ * S
+ *
+ * A problem describes shapes and features; hr_plan_create chooses the kernel (kernels.def, best
+ * first) and hr_plan_layouts tells packing what that kernel reads. Softmax statistics and the
+ * accumulator are FP32. A fully masked row gives O = 0 and LSE = -inf; NaN propagates.
+ */
+#ifndef HEADROOM_ATTENTION_H
+#define HEADROOM_ATTENTION_H
+
+#include "headroom/pack.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/*
+ * Which keys a query sees. With d = seqlen_kv - seqlen_q of its sequence (bottom-right alignment,
+ * as FlashAttention 2.1 and later), query i sees key j when j <= i + d                 if causal j
+ * >= i + d - window_left   if window_left >= 0 j <= i + d + window_right  if window_right >= 0
+ */
+typedef struct hr_mask {
+    bool causal;
+    int32_t window_left;  /* -1: no limit */
+    int32_t window_right; /* -1: no limit; must not be > 0 with causal */
+} hr_mask;
+
+/* Rotary embedding of Q (fused into its load) and of K (at append), RoFormer (Su et al. 2021). */
+typedef struct hr_rope {
+    int32_t rotary_dim; /* 0: none; else even, <= head_dim */
+    bool interleaved;   /* pairs (2i, 2i+1) as GPT-J; otherwise (i, i + rotary_dim/2) as GPT-NeoX */
+    float theta;        /* base, e.g. 10000 */
+} hr_rope;
+
+/* A paged KV cache. Zero page_size: K and V are contiguous. */
+typedef struct hr_paging {
+    int32_t page_size;          /* tokens a page */
+    int32_t max_pages;          /* columns of block_table */
+    const int32_t *block_table; /* [batch, max_pages] page numbers */
+} hr_paging;
+
+/*
+ * The problem. Start from hr_attention_problem_init. Arrays are read by hr_plan_create and copied;
+ * sizes: cu_seqlens_* [batch + 1], alibi_slopes and sinks [num_heads] or NULL.
+ */
+typedef struct hr_attention_problem {
+    int32_t batch;
+    int32_t num_heads;
+    int32_t num_kv_heads; /* divides num_heads; query head h reads h / (num_heads / num_kv_heads) */
+    int32_t head_dim;
+    const int32_t *cu_seqlens_q;
+    const int32_t *cu_seqlens_kv;
+    float softmax_scale; /* finite and > 0; usually 1 / sqrt(head_dim) */
+    hr_mask mask;
+    float softcap;             /* 0: none; else S = softcap * tanh(S / softcap) */
+    const float *alibi_slopes; /* S += -slope * |i + d - j| */
+    const float *sinks;        /* a learned logit that joins the softmax's denominator */
+    hr_rope rope;
+    hr_paging paging;
+} hr_attention_problem;
+
+/* Full attention, softmax_scale 1/sqrt(head_dim), no features, one sequence (set cu_seqlens). */
+HR_API void hr_attention_problem_init(hr_attention_problem *problem, int32_t num_heads,
+                                      int32_t num_kv_heads, int32_t head_dim);
+
+/* What a problem can ask of a kernel, as bits; a kernel's row lists the ones it has. */
+enum {
+    HR_FEATURE_CAUSAL = 1 << 0,
+    HR_FEATURE_WINDOW = 1 << 1,
+    HR_FEATURE_VARLEN = 1 << 2, /* batch > 1 with unequal lengths, or any empty sequence */
+    HR_FEATURE_GQA = 1 << 3,
+    HR_FEATURE_SOFTCAP = 1 << 4,
+    HR_FEATURE_ALIBI = 1 << 5,
+    HR_FEATURE_SINKS = 1 << 6,
+    HR_FEATURE_ROPE = 1 << 7,
+    HR_FEATURE_PAGED = 1 << 8,
+    HR_FEATURE_COUNT = 9
+};
+
+/* The name of one feature bit: "causal", ...; NULL for anything else. */
+HR_API const char *hr_feature_name(uint32_t feature);
+
+/* Instruction sets, in ascending order of preference within an architecture. */
+typedef enum hr_isa {
+    HR_ISA_PORTABLE = 0,
+    HR_ISA_AVX2,
+    HR_ISA_AVX512,
+    HR_ISA_AVX512VNNI, /* AVX-512 F, BW, VL, DQ, VNNI, VBMI */
+    HR_ISA_NEON,
+    HR_ISA_SM90,
+    HR_ISA_COUNT
+} hr_isa;
+
+HR_API const char *hr_isa_name(hr_isa isa);
+
+/* Bit i set: this process can run hr_isa i. Honours HEADROOM_ISA (names, comma separated). */
+HR_API uint32_t hr_isa_mask(void);
+
+/* One row of kernels.def. Static storage. */
+typedef struct hr_kernel_info {
+    const char *name; /* "attention_int8_avx512vnni" */
+    hr_isa isa;
+    hr_dtype q_dtype, k_dtype, v_dtype, p_dtype;
+    uint32_t q_granularities, k_granularities, v_granularities; /* bit 1 << hr_granularity */
+    hr_layout q_layout, k_layout, v_layout;
+    int32_t head_dim_multiple, head_dim_max;
+    uint32_t features; /* HR_FEATURE_* bits */
+    int32_t tile_q, tile_kv;
+} hr_kernel_info;
+
+HR_API int hr_kernel_count(void);
+HR_API const hr_kernel_info *hr_kernel_at(int index); /* NULL when out of range */
+
+/* What a kernel must do to serve a problem; built by hr_kernel_query_from. */
+typedef struct hr_kernel_query {
+    hr_recipe recipe;
+    int32_t head_dim;
+    uint32_t features;
+    const char *name; /* NULL: any; else exactly this kernel */
+} hr_kernel_query;
+
+/*
+ * The first row of kernels.def that serves the query with an ISA in isa_mask. Pure: reads neither
+ * the machine nor the environment. On failure HR_ERROR_UNSUPPORTED (or NOT_FOUND for an unknown
+ * name), and the message names the closest kernel and the first thing it lacks.
+ */
+HR_API hr_status hr_kernel_find(const hr_kernel_query *query, uint32_t isa_mask,
+                                const hr_kernel_info **out) HR_NODISCARD;
+
+typedef struct hr_plan hr_plan; /* opaque; immutable after creation; one run at a time */
+
+typedef struct hr_plan_options {
+    const char *kernel; /* NULL: the best one */
+    uint32_t isa_mask;  /* 0: hr_isa_mask() */
+    int32_t threads;    /* 0: OpenMP's default */
+    void *stream;       /* CUDA stream for device kernels; NULL on the CPU */
+} hr_plan_options;
+
+/*
+ * Validates the problem, chooses the kernel and lays out the work. options may be NULL. Release
+ * with hr_plan_free.
+ */
+HR_API hr_status hr_plan_create(const hr_attention_problem *problem, const hr_recipe *recipe,
+                                const hr_plan_options *options, hr_plan **out) HR_NODISCARD;
+HR_API void hr_plan_free(hr_plan *plan);
+
+HR_API const hr_kernel_info *hr_plan_kernel(const hr_plan *plan);
+HR_API hr_layer_layouts hr_plan_layouts(const hr_plan *plan);
+
+/* Floating-point operations the mask leaves: 4 * head_dim * num_heads * visible (i, j) pairs. */
+HR_API double hr_plan_flops(const hr_plan *plan);
+
+/*
+ * Runs. o: F32 [total_q, num_heads, head_dim], strides free but the last, which is 1. lse: F32
+ * [total_q, num_heads] or NULL. Packed operands must have the plan's shapes, recipe and layouts:
+ * HR_ERROR_MISMATCH says which differs. Rows of sequences without keys are O = 0, LSE = -inf
+ * (with a sink: LSE = the sink).
+ */
+HR_API hr_status hr_plan_run(hr_plan *plan, const hr_packed_layer *operands, const hr_tensor *o,
+                             const hr_tensor *lse) HR_NODISCARD;
+
+/*
+ * The FP64 oracle: naive two-pass softmax in double precision. q, k, v: F64, F32, F16 or BF16
+ * [total, heads, head_dim], any strides. o: F64 [total_q, num_heads, head_dim]; lse: F64 [total_q,
+ * num_heads] or NULL. Supports every feature of the problem but paging. O(total_q * seqlen_kv *
+ * head_dim) time, O(seqlen_kv) memory a thread.
+ */
+HR_API hr_status hr_reference_attention(const hr_attention_problem *problem, const hr_tensor *q,
+                                        const hr_tensor *k, const hr_tensor *v, double *o,
+                                        double *lse) HR_NODISCARD;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

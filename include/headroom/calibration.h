@@ -1,0 +1,118 @@
+/*
+ * Calibration: recorded Q/K/V in, a profile of per-head scales out.
+ *
+ * A calibrator streams tokens. Recipes that smooth K with its mean before a static scale need two
+ * passes over the data (means, then ranges); all others need one. Shards calibrated apart merge
+ * into what one pass would have given: bit for bit for absmax, and exactly in counts for
+ * histograms.
+ */
+#ifndef HEADROOM_CALIBRATION_H
+#define HEADROOM_CALIBRATION_H
+
+#include "headroom/pack.h"
+#include "headroom/recording.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Observers: rows of calibration/observers.def. "absmax", "percentile", "mse". */
+HR_API int hr_observer_count(void);
+HR_API const char *hr_observer_name(int index);
+HR_API const char *hr_observer_summary(int index);
+
+typedef struct hr_calibrator hr_calibrator;
+
+typedef struct hr_calibrator_options {
+    hr_recipe recipe;     /* formats, granularity (tensor or head for static scales), transforms */
+    const char *observer; /* "absmax", "percentile:99.99", "mse"; NULL: absmax */
+    uint64_t hadamard_seed; /* 0: HR_HADAMARD_DEFAULT_SEED */
+    int64_t min_tokens;     /* fewer observed tokens make a warning in the profile; 0: 128 */
+} hr_calibrator_options;
+
+HR_API hr_status hr_calibrator_create(const hr_calibrator_options *options,
+                                      hr_calibrator **out) HR_NODISCARD;
+HR_API void hr_calibrator_free(hr_calibrator *calibrator);
+
+/* 1 or 2. Feed all data once, then call hr_calibrator_next_pass and feed it again if 2. */
+HR_API int hr_calibrator_passes(const hr_calibrator *calibrator);
+HR_API hr_status hr_calibrator_next_pass(hr_calibrator *calibrator) HR_NODISCARD;
+
+/*
+ * Observes one layer's q [tokens, num_heads, head_dim], k and v [tokens, num_kv_heads, head_dim].
+ * NaN or infinity is HR_ERROR_NUMERIC naming layer, tensor, token, head and channel, and the
+ * calibrator is left as before the call. The first call for a layer fixes its shapes.
+ */
+HR_API hr_status hr_calibrator_observe(hr_calibrator *calibrator, int32_t layer, const hr_tensor *q,
+                                       const hr_tensor *k, const hr_tensor *v) HR_NODISCARD;
+
+/* Adds what `other` (same options, same pass) observed; other is unchanged. */
+HR_API hr_status hr_calibrator_merge(hr_calibrator *calibrator,
+                                     const hr_calibrator *other) HR_NODISCARD;
+
+typedef struct hr_profile hr_profile; /* opaque, immutable */
+
+typedef struct hr_profile_info {
+    const char *model, *observer, *data_hash;
+    hr_recipe recipe;
+    int32_t layer_count;
+    int64_t tokens;
+    int32_t warning_count;
+    bool causal;         /* from the recording, if hr_calibrator_set_source was called */
+    float softmax_scale; /* likewise */
+} hr_profile_info;
+
+/* What the profile should say of its source; called once per recording. */
+HR_API hr_status hr_calibrator_set_source(hr_calibrator *calibrator,
+                                          const hr_recording_info *source) HR_NODISCARD;
+
+/*
+ * Ends calibration. `layers`, when not NULL, lists layers that must have been observed:
+ * HR_ERROR_NOT_FOUND names the first that was not. A head whose values are all zero gets a warning
+ * and the smallest scale that keeps arithmetic finite, never a silent 1.0.
+ */
+HR_API hr_status hr_calibrator_finish(hr_calibrator *calibrator, const int32_t *layers,
+                                      int32_t layer_count, hr_profile **out) HR_NODISCARD;
+
+HR_API hr_status hr_profile_read(const char *path, hr_profile **out) HR_NODISCARD;
+HR_API hr_status hr_profile_write(const hr_profile *profile, const char *path) HR_NODISCARD;
+HR_API void hr_profile_free(hr_profile *profile);
+HR_API hr_profile_info hr_profile_get_info(const hr_profile *profile);
+HR_API const char *hr_profile_warning(const hr_profile *profile, int32_t index);
+
+/* One layer of a profile. Pointers belong to the profile. */
+typedef struct hr_profile_layer {
+    int32_t layer, num_heads, num_kv_heads, head_dim;
+    int64_t tokens;
+    const float *q_scale;         /* [num_heads]; the same value repeated for tensor granularity */
+    const float *k_scale;         /* [num_kv_heads] */
+    const float *v_scale;         /* [num_kv_heads] */
+    const float *k_mean;          /* [num_kv_heads, head_dim] */
+    const float *q_amax;          /* [num_heads, head_dim] channel maxima before any transform */
+    const float *k_amax;          /* [num_kv_heads, head_dim] */
+    const float *v_amax;          /* [num_kv_heads, head_dim] */
+    const float *v_channel_scale; /* [num_kv_heads, head_dim]: v_amax / format maximum */
+} hr_profile_layer;
+
+HR_API hr_status hr_profile_get_layer(const hr_profile *profile, int32_t index,
+                                      hr_profile_layer *out) HR_NODISCARD;
+HR_API hr_status hr_profile_find_layer(const hr_profile *profile, int32_t layer,
+                                       hr_profile_layer *out) HR_NODISCARD;
+
+/*
+ * The static scales of one layer as packing takes them, for `recipe`. The recipe's formats,
+ * transforms and seed of static operands must be those the profile was made with: HR_ERROR_MISMATCH
+ * says what differs and which command makes a fitting profile.
+ */
+HR_API hr_status hr_profile_scales(const hr_profile *profile, int32_t layer,
+                                   const hr_recipe *recipe, hr_layer_scales *out) HR_NODISCARD;
+
+/* HR_ERROR_MISMATCH unless the profile's layer has the recording's heads and head_dim. */
+HR_API hr_status hr_profile_check(const hr_profile *profile,
+                                  const hr_recording *recording) HR_NODISCARD;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

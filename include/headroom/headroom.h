@@ -1,0 +1,16 @@
+/* All of Headroom's public interface. */
+#ifndef HEADROOM_HEADROOM_H
+#define HEADROOM_HEADROOM_H
+
+#include "headroom/attention.h"
+#include "headroom/audit.h"
+#include "headroom/calibration.h"
+#include "headroom/format.h"
+#include "headroom/pack.h"
+#include "headroom/recipe.h"
+#include "headroom/recording.h"
+#include "headroom/status.h"
+#include "headroom/synth.h"
+#include "headroom/tensor.h"
+
+#endif

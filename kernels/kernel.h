@@ -1,0 +1,95 @@
+/*
+ * The contract between the plan (kernels/plan.c) and one attention kernel.
+ *
+ * The plan splits a run into tasks of (sequence, query head, tile_q rows), spreads them over
+ * threads and calls the kernel's entry for each with everything it needs in hr_kernel_args. A
+ * kernel is single-threaded, validates nothing (the plan did; kernels assert), allocates nothing
+ * (scratch is handed in) and touches only rows [q_begin, q_end) of o and lse.
+ */
+#ifndef HEADROOM_KERNEL_H
+#define HEADROOM_KERNEL_H
+
+#include "headroom/attention.h"
+
+/*
+ * One packed operand as seen from one head and one sequence. `codes` points at the sequence's first
+ * slot; ROWS layout rows are head_dim codes apart. `scale` points at the first scale of this head
+ * and sequence: TENSOR and HEAD one value; TOKEN one a token; BLOCK one a block of `block` tokens;
+ * CHANNEL head_dim values; GROUP head_dim / block values a token. zero_point runs parallel to
+ * scale.
+ */
+typedef struct hr_kernel_operand {
+    const void *codes;
+    const float *scale;
+    const uint8_t *zero_point;
+    hr_dtype dtype;
+    hr_granularity granularity;
+    int32_t block;
+} hr_kernel_operand;
+
+typedef struct hr_kernel_args {
+    int32_t head_dim;
+    int32_t seqlen_q, seqlen_kv; /* of this sequence; seqlen_kv >= 1 */
+    int32_t q_begin, q_end;      /* rows of this task, q_end - q_begin in 1 .. tile_q */
+    /*
+     * Keys some row of the task may see, 0 <= kv_begin < kv_end <= seqlen_kv; kv_begin is a
+     * multiple of tile_kv. The kernel still masks row by row.
+     */
+    int32_t kv_begin, kv_end;
+    hr_kernel_operand q, k, v;
+    hr_dtype p_dtype;
+    const float *lse_bias; /* [seqlen_q] of this head, or NULL; added to LSE times softmax_scale */
+    float softmax_scale;
+    /*
+     * Row i sees keys j with window_lo(i) <= j <= window_hi(i): i + shift - window_left and i +
+     * shift
+     * + window_right, either limit absent when the value is HR_WINDOW_NONE. Causal is window_right
+     * 0.
+     */
+    int32_t shift; /* seqlen_kv - seqlen_q */
+    int32_t window_left, window_right;
+    float softcap;     /* 0: none */
+    float alibi_slope; /* 0: none */
+    float sink;        /* -inf: none; natural-log logit */
+    float *o;          /* row i of this head at o + i * o_stride, i counted within the sequence */
+    int64_t o_stride;
+    float *lse; /* row i at lse + i * lse_stride; NULL: not wanted */
+    int64_t lse_stride;
+    void *scratch; /* this thread's, 64-byte aligned, as many bytes as the row's scratch function
+                      says */
+} hr_kernel_args;
+
+enum { HR_WINDOW_NONE = INT32_MAX };
+
+typedef void (*hr_kernel_entry)(const hr_kernel_args *args);
+typedef size_t (*hr_kernel_scratch)(int32_t head_dim);
+
+/* A row of kernels.def with its functions; hr_kernel_info is the first member. */
+typedef struct hr_kernel {
+    hr_kernel_info info;
+    hr_kernel_entry entry;
+    hr_kernel_scratch scratch_bytes;
+} hr_kernel;
+
+/* The rows compiled into this binary, best first. */
+extern const hr_kernel hr_kernels[];
+extern const int hr_kernels_count;
+
+/*
+ * Keys row i of the task sees, as a half-open range clipped to [0, seqlen_kv); empty (lo >= hi)
+ * when fully masked. The one place where mask semantics is written for the CPU kernels.
+ */
+static inline void hr_kernel_row_range(const hr_kernel_args *args, int32_t row, int32_t *lo,
+                                       int32_t *hi)
+{
+    int64_t diagonal = (int64_t)row + args->shift;
+    int64_t first = 0, last = (int64_t)args->seqlen_kv - 1;
+    if (args->window_left != HR_WINDOW_NONE && diagonal - args->window_left > first)
+        first = diagonal - args->window_left;
+    if (args->window_right != HR_WINDOW_NONE && diagonal + args->window_right < last)
+        last = diagonal + args->window_right;
+    *lo = (int32_t)(first > args->seqlen_kv ? args->seqlen_kv : first);
+    *hi = (int32_t)(last < -1 ? 0 : last + 1);
+}
+
+#endif

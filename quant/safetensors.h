@@ -1,0 +1,63 @@
+/*
+ * The safetensors container: an 8-byte little-endian header length N, N bytes of JSON, then data.
+ *
+ * Reader: maps the file and treats it as hostile. The header is at most 100 MB and must be one JSON
+ * object without duplicate keys; every tensor has dtype, shape and data_offsets and nothing else;
+ * offsets are inside the data, cover it without holes or overlaps, and their size is exactly shape
+ * x dtype; 8 + N + the last offset is the file's size. Every error names the file, the tensor and
+ * the offending value.
+ *
+ * Writer: collects views and metadata, then writes a temporary file beside the target, fsyncs and
+ * renames it, so that the final name never holds half a file. On any error the temporary is
+ * removed.
+ */
+#ifndef HEADROOM_SAFETENSORS_H
+#define HEADROOM_SAFETENSORS_H
+
+#include "headroom/tensor.h"
+
+typedef struct hr_safetensors hr_safetensors;
+
+/* Opens, maps and validates a file. Release with hr_safetensors_close. */
+hr_status hr_safetensors_open(const char *path, hr_safetensors **out) HR_NODISCARD;
+void hr_safetensors_close(hr_safetensors *file);
+
+const char *hr_safetensors_path(const hr_safetensors *file);
+int64_t hr_safetensors_count(const hr_safetensors *file);
+
+/* Name and view of the i-th tensor, in file-offset order. Read-only memory owned by the file. */
+const char *hr_safetensors_name(const hr_safetensors *file, int64_t index);
+hr_tensor hr_safetensors_tensor(const hr_safetensors *file, int64_t index);
+
+/* HR_ERROR_NOT_FOUND names the file and the tensor. */
+hr_status hr_safetensors_find(const hr_safetensors *file, const char *name,
+                              hr_tensor *out) HR_NODISCARD;
+
+/* A string of __metadata__, or NULL. Owned by the file. */
+const char *hr_safetensors_metadata(const hr_safetensors *file, const char *key);
+
+/* XXH3 128-bit hash of the data section, as 32 hex digits in a buffer of 33 bytes. */
+void hr_safetensors_hash(const hr_safetensors *file, char out[33]);
+
+typedef struct hr_safetensors_writer hr_safetensors_writer;
+
+hr_status hr_safetensors_writer_create(hr_safetensors_writer **out) HR_NODISCARD;
+void hr_safetensors_writer_free(hr_safetensors_writer *writer);
+
+/*
+ * Adds a contiguous tensor. The memory must stay valid until the write; name and shape are copied.
+ * Packed nibbles are written as U8 with the byte shape. Duplicate names are refused.
+ */
+hr_status hr_safetensors_add(hr_safetensors_writer *writer, const char *name,
+                             const hr_tensor *tensor) HR_NODISCARD;
+hr_status hr_safetensors_set_metadata(hr_safetensors_writer *writer, const char *key,
+                                      const char *value) HR_NODISCARD;
+hr_status hr_safetensors_write(const hr_safetensors_writer *writer, const char *path) HR_NODISCARD;
+
+/*
+ * Writes bytes to path in the same way (temporary file, fsync, rename); for reports. Errors name
+ * the path and the system's reason.
+ */
+hr_status hr_file_write_atomic(const char *path, const void *bytes, size_t size) HR_NODISCARD;
+
+#endif

@@ -1,0 +1,26 @@
+/*
+ * How the library's own code reports failure: hr_fail() records the thread's message and returns
+ * the status, so that a caller can write `return hr_fail(HR_ERROR_..., "...", ...)`.
+ */
+#ifndef HEADROOM_STATUS_INTERNAL_H
+#define HEADROOM_STATUS_INTERNAL_H
+
+#include "headroom/status.h"
+
+/* Formats the message of this thread (at most 1023 bytes; longer ones are cut) and returns status.
+ */
+hr_status hr_fail(hr_status status, const char *format, ...) HR_PRINTF(2, 3);
+
+/*
+ * As hr_fail, but puts "prefix: " before the message that is already there: adds the file, layer or
+ * argument to an error that came from below.
+ */
+hr_status hr_fail_in(hr_status status, const char *format, ...) HR_PRINTF(2, 3);
+
+#define HR_TRY(call)                                                                               \
+    do {                                                                                           \
+        hr_status hr_try_status_ = (call);                                                         \
+        if (hr_try_status_ != HR_OK) return hr_try_status_;                                        \
+    } while (0)
+
+#endif
