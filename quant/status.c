@@ -67,9 +67,14 @@ hr_status hr_fail_in(hr_status status, const char *format, ...)
     memcpy(inner, last_error, sizeof inner);
     va_list arguments;
     va_start(arguments, format);
-    int used = vsnprintf(last_error, sizeof last_error, format, arguments);
+    int written = vsnprintf(last_error, sizeof last_error, format, arguments);
     va_end(arguments);
-    if (used >= 0 && (size_t)used + 2 < sizeof last_error)
-        snprintf(last_error + used, sizeof last_error - (size_t)used, ": %s", inner);
+    size_t used = written < 0 ? 0 : (size_t)written;
+    if (used + 2 >= sizeof last_error) return status;
+    memcpy(last_error + used, ": ", 2);
+    size_t room = sizeof last_error - used - 3, length = strlen(inner);
+    if (length > room) length = room;
+    memcpy(last_error + used + 2, inner, length);
+    last_error[used + 2 + length] = 0;
     return status;
 }
