@@ -12,7 +12,17 @@
  *     value   := dtype name | "tensor" | "head" | "token" | "block"N | "channel" | "group"N
  *              | "static" | "dynamic" | "none" | "mean" | "hadamard" | "mean+hadamard"
  *
- * e.g. "fp8:qkv.granularity=tensor,qk.transform=hadamard".
+ * e.g. "fp8:qkv.granularity=tensor,qk.transform=hadamard". A setting replaces the preset's value.
+ * Fields the text leaves alone follow from those it sets: a plain float (f32, f16, bf16) has
+ * granularity none and no scale, and scales per token, block or group are dynamic. p has only a
+ * dtype.
+ *
+ * Rules: q, k and v are f32, f16, bf16 (granularity none) or e4m3, e5m2, i8, i4, u4, c4 (with a
+ * scale); p is f32, bf16, e4m3 or u8. Static scales are per tensor, head or channel, and
+ * not for u4, whose zero points no profile holds. Only v has scales per channel, because q.k sums
+ * over channels. Smoothing (mean) is for k, rotation (hadamard) for q and k together. A block has 1
+ * to 65536 tokens, a group an even number of channels up to 256 that divides head_dim (checked when
+ * packing).
  */
 #ifndef HEADROOM_RECIPE_H
 #define HEADROOM_RECIPE_H
@@ -59,7 +69,7 @@ typedef struct hr_operand_recipe {
     uint32_t transform; /* HR_TRANSFORM_* bits */
 } hr_operand_recipe;
 
-enum { HR_RECIPE_NAME_BYTES = 128 };
+enum { HR_RECIPE_NAME_BYTES = 256 }; /* the longest canonical text has 212 characters */
 
 typedef struct hr_recipe {
     char name[HR_RECIPE_NAME_BYTES]; /* canonical text; parses back to the same recipe */
@@ -75,22 +85,28 @@ HR_API const hr_recipe *hr_recipe_preset(int index);
 HR_API const char *hr_recipe_preset_summary(int index);
 
 /*
- * Parses the grammar above. Errors name the bad word and list what would be accepted;
- * combinations that make no sense (smoothing V, Q and K rotated differently) are
- * HR_ERROR_UNSUPPORTED with the rule that was broken.
+ * Parses the grammar above. An unknown preset is HR_ERROR_NOT_FOUND, a malformed setting
+ * HR_ERROR_INVALID_ARGUMENT; both name the bad word and list what would be accepted. A recipe that
+ * breaks a rule (smoothing V, Q and K rotated differently) is HR_ERROR_UNSUPPORTED with that rule.
+ * out is unchanged on error.
  */
 HR_API hr_status hr_recipe_parse(const char *text, hr_recipe *out) HR_NODISCARD;
 
-/* Checks a recipe built by hand against the same rules and rewrites its canonical name. */
+/*
+ * Checks a recipe built by hand against the same rules, sets fields without meaning to 0 and
+ * rewrites its canonical name: the shortest text over all presets. Unchanged on error.
+ */
 HR_API hr_status hr_recipe_normalize(hr_recipe *recipe) HR_NODISCARD;
 
 /*
- * Average bits one K plus one V element takes in the cache, scales included (FP32 scales), for the
- * given head_dim; BF16 is 16. The "how few bits" figure of the audit.
+ * Average bits one K plus one V element takes in the cache, scales included (FP32 scales,
+ * zero points of a byte), for the given head_dim; BF16 is 16. Scales per tensor, head and channel
+ * do not grow with the sequence and count as 0. NaN for head_dim < 1. The "how few bits" figure of
+ * the audit.
  */
 HR_API double hr_recipe_kv_bits(const hr_recipe *recipe, int head_dim);
 
-/* True when packing with this recipe needs scales (or means) from a profile. */
+/* True when packing with this recipe needs scales from a profile: q, k or v has static ones. */
 HR_API bool hr_recipe_needs_profile(const hr_recipe *recipe);
 
 #ifdef __cplusplus
