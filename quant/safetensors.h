@@ -5,15 +5,18 @@
  * object without duplicate keys; every tensor has dtype, shape and data_offsets and nothing else;
  * offsets are inside the data, cover it without holes or overlaps, and their size is exactly shape
  * x dtype; 8 + N + the last offset is the file's size. Every error names the file, the tensor and
- * the offending value.
+ * the offending value. The file must not be truncated while it is open: a read past the new end of
+ * a mapped file raises SIGBUS.
  *
  * Writer: collects views and metadata, then writes a temporary file beside the target, fsyncs and
- * renames it, so that the final name never holds half a file. On any error the temporary is
- * removed.
+ * renames it (file.h), so that the final name never holds half a file. On any error the temporary
+ * is removed. The data begins at a multiple of 64 bytes and tensors follow in descending order of
+ * element size, so that each is aligned to its elements without holes, which the format forbids.
  */
 #ifndef HEADROOM_SAFETENSORS_H
 #define HEADROOM_SAFETENSORS_H
 
+#include "file.h"
 #include "headroom/tensor.h"
 
 typedef struct hr_safetensors hr_safetensors;
@@ -25,7 +28,11 @@ void hr_safetensors_close(hr_safetensors *file);
 const char *hr_safetensors_path(const hr_safetensors *file);
 int64_t hr_safetensors_count(const hr_safetensors *file);
 
-/* Name and view of the i-th tensor, in file-offset order. Read-only memory owned by the file. */
+/*
+ * Name and view of the i-th tensor, in file-offset order. Read-only memory owned by the file,
+ * aligned to the element: a tensor that lies misaligned in the file, which the format allows, is
+ * copied once when the file is opened.
+ */
 const char *hr_safetensors_name(const hr_safetensors *file, int64_t index);
 hr_tensor hr_safetensors_tensor(const hr_safetensors *file, int64_t index);
 
@@ -50,14 +57,20 @@ void hr_safetensors_writer_free(hr_safetensors_writer *writer);
  */
 hr_status hr_safetensors_add(hr_safetensors_writer *writer, const char *name,
                              const hr_tensor *tensor) HR_NODISCARD;
+
+/*
+ * As hr_safetensors_add, for data made while the file is written: tensor->data is ignored, and fill
+ * is called once with a zeroed buffer of the tensor's size. Only one such buffer exists at a time.
+ * An error of fill ends the write.
+ */
+typedef hr_status hr_safetensors_fill(void *context, void *buffer);
+hr_status hr_safetensors_add_source(hr_safetensors_writer *writer, const char *name,
+                                    const hr_tensor *tensor, hr_safetensors_fill *fill,
+                                    void *context) HR_NODISCARD;
+
+/* Setting a key again replaces its value. Key and value must be UTF-8. */
 hr_status hr_safetensors_set_metadata(hr_safetensors_writer *writer, const char *key,
                                       const char *value) HR_NODISCARD;
 hr_status hr_safetensors_write(const hr_safetensors_writer *writer, const char *path) HR_NODISCARD;
-
-/*
- * Writes bytes to path in the same way (temporary file, fsync, rename); for reports. Errors name
- * the path and the system's reason.
- */
-hr_status hr_file_write_atomic(const char *path, const void *bytes, size_t size) HR_NODISCARD;
 
 #endif
