@@ -1,7 +1,7 @@
 /*
  * Processor, operating system, compiler and commit, for reports; see machine.h.
  */
-#include "machine.h"
+#include "headroom/machine.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -19,7 +19,7 @@
 
 #include <stddef.h>
 
-#include "headroom/status.h"
+#include "headroom/safetensors.h" /* hr_file_write_atomic */
 
 typedef struct hr_file {
     const char *path; /* as the caller gave it, for messages; must outlive the hr_file */
@@ -35,10 +35,5 @@ hr_status hr_file_commit(hr_file *file) HR_NODISCARD;
 
 /* Closes and removes the temporary file; does nothing after a commit or another abort. */
 void hr_file_abort(hr_file *file);
-
-/*
- * Writes bytes to path in this way, in one call. Errors name the path and the system's reason.
- */
-hr_status hr_file_write_atomic(const char *path, const void *bytes, size_t size) HR_NODISCARD;
 
 #endif
