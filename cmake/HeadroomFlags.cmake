@@ -3,6 +3,7 @@ add_library(headroom_flags INTERFACE)
 target_compile_options(headroom_flags INTERFACE
   -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla
   -ffp-contract=off # a fused multiply-add is written as one, so that every build rounds alike
+  -fno-trapping-math # nobody reads the exception flags; gcc vectorises selections only with this
   $<$<BOOL:${HEADROOM_WERROR}>:-Werror>)
 target_compile_definitions(headroom_flags INTERFACE _GNU_SOURCE)
 target_link_libraries(headroom_flags INTERFACE m)
