@@ -1,0 +1,175 @@
+/*
+ * Layout names and sizes, and the permutation between rows form and each layout.
+ */
+#include "pack_layout.h"
+
+#include <string.h>
+
+#include "status_internal.h"
+
+enum { VNNI_TILE = 64, VNNI_V_CHANNELS = 16, HEAD_ALIGNMENT = 64, HEAD_SLACK = 64 };
+
+static const char *const layout_names[HR_LAYOUT_COUNT] = {
+    [HR_LAYOUT_ROWS] = "rows",
+    [HR_LAYOUT_VNNI_K] = "vnni_k",
+    [HR_LAYOUT_VNNI_V] = "vnni_v",
+};
+
+static size_t round_up(size_t value, size_t multiple)
+{
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+const char *hr_layout_name(hr_layout layout)
+{
+    return (unsigned)layout < HR_LAYOUT_COUNT ? layout_names[layout] : "unknown";
+}
+
+hr_status hr_layout_parse(const char *name, hr_layout *out)
+{
+    for (int layout = 0; layout < HR_LAYOUT_COUNT; layout++) {
+        if (strcmp(name, layout_names[layout]) == 0) {
+            *out = (hr_layout)layout;
+            return HR_OK;
+        }
+    }
+    return hr_fail(HR_ERROR_NOT_FOUND, "no layout \"%.60s\"; layouts are rows, vnni_k, vnni_v",
+                   name);
+}
+
+int hr_layout_tile_tokens(hr_layout layout)
+{
+    return layout == HR_LAYOUT_ROWS ? 1 : VNNI_TILE;
+}
+
+hr_status hr_layout_check(hr_layout layout, hr_operand operand, hr_dtype dtype)
+{
+    switch (layout) {
+    case HR_LAYOUT_ROWS:
+        return HR_OK;
+    case HR_LAYOUT_VNNI_K:
+        if (operand == HR_OPERAND_K && dtype == HR_DTYPE_I8) return HR_OK;
+        break;
+    case HR_LAYOUT_VNNI_V:
+        if (operand == HR_OPERAND_V && dtype == HR_DTYPE_I8) return HR_OK;
+        break;
+    case HR_LAYOUT_COUNT:
+        break;
+    }
+    if ((unsigned)layout >= HR_LAYOUT_COUNT)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "no layout has the number %d", (int)layout);
+    return hr_fail(HR_ERROR_UNSUPPORTED,
+                   "operand %c in %s has no layout %s; vnni_k is for K in i8, vnni_v for V in i8, "
+                   "rows for everything",
+                   "QKV"[operand], hr_dtype_name(dtype), layout_names[layout]);
+}
+
+size_t hr_layout_row_bytes(hr_dtype dtype, int32_t head_dim)
+{
+    return (size_t)head_dim * (size_t)hr_dtype_bits(dtype) / 8;
+}
+
+size_t hr_layout_tile_bytes(hr_layout layout, hr_dtype dtype, int32_t head_dim)
+{
+    switch (layout) {
+    case HR_LAYOUT_VNNI_K:
+        return VNNI_TILE * (size_t)head_dim;
+    case HR_LAYOUT_VNNI_V:
+        return VNNI_TILE * round_up((size_t)head_dim, VNNI_V_CHANNELS);
+    case HR_LAYOUT_ROWS:
+    case HR_LAYOUT_COUNT:
+        break;
+    }
+    return hr_layout_row_bytes(dtype, head_dim);
+}
+
+void hr_layout_measure(hr_packed *packed)
+{
+    int64_t tile_tokens = hr_layout_tile_tokens(packed->layout), slots = 0;
+    for (int32_t b = 0; b < packed->batch; b++) {
+        int64_t length = (int64_t)packed->cu_seqlens[b + 1] - packed->cu_seqlens[b];
+        packed->slot_offset[b] = slots;
+        slots += (length + tile_tokens - 1) / tile_tokens * tile_tokens;
+    }
+    packed->slot_offset[packed->batch] = slots;
+    packed->total_slots = slots;
+    /* A vector load that starts at the last code may read past it: hence the slack. */
+    size_t tile_bytes =
+        hr_layout_tile_bytes(packed->layout, packed->recipe.dtype, packed->head_dim);
+    packed->head_bytes =
+        round_up((size_t)(slots / tile_tokens) * tile_bytes + HEAD_SLACK, HEAD_ALIGNMENT);
+}
+
+/*
+ * Where the code of token `token` (0..63 of its tile) and channel `channel` lies in a VNNI tile.
+ */
+static size_t vnni_index(hr_layout layout, int32_t head_dim, int32_t token, int32_t channel)
+{
+    if (layout == HR_LAYOUT_VNNI_K)
+        return (size_t)(channel / 4) * VNNI_TILE * 4 + (size_t)token * 4 + (size_t)(channel % 4);
+    size_t quad = (size_t)(token % 16 / 4 * 4 + token / 16);
+    size_t channels = round_up((size_t)head_dim, VNNI_V_CHANNELS);
+    return (quad * channels + (size_t)channel) * 4 + (size_t)(token % 4);
+}
+
+/* VNNI_K holds code + 128: what is added to a signed code to make the byte stored. */
+static uint8_t stored_offset(hr_layout layout)
+{
+    return layout == HR_LAYOUT_VNNI_K ? 128 : 0;
+}
+
+/* The tile that holds token `token` of sequence `sequence`. */
+static size_t tile_offset(const hr_packed *packed, int32_t head, int32_t sequence, int64_t token)
+{
+    size_t tile = (size_t)((packed->slot_offset[sequence] + token) / VNNI_TILE);
+    return (size_t)head * packed->head_bytes +
+           tile * hr_layout_tile_bytes(packed->layout, packed->recipe.dtype, packed->head_dim);
+}
+
+void hr_layout_from_rows(hr_packed *packed, int32_t head, const uint8_t *rows)
+{
+    uint8_t *codes = packed->codes;
+    int32_t head_dim = packed->head_dim;
+    if (packed->layout == HR_LAYOUT_ROWS) {
+        memcpy(codes + (size_t)head * packed->head_bytes, rows,
+               (size_t)packed->total_tokens * hr_layout_row_bytes(packed->recipe.dtype, head_dim));
+        return;
+    }
+    uint8_t offset = stored_offset(packed->layout);
+    size_t head_codes = (size_t)(packed->total_slots / VNNI_TILE) *
+                        hr_layout_tile_bytes(packed->layout, packed->recipe.dtype, head_dim);
+    memset(codes + (size_t)head * packed->head_bytes, offset, head_codes);
+    for (int32_t b = 0; b < packed->batch; b++) {
+        int64_t first = packed->cu_seqlens[b], length = packed->cu_seqlens[b + 1] - first;
+        for (int64_t i = 0; i < length; i++) {
+            const uint8_t *row = rows + (size_t)(first + i) * (size_t)head_dim;
+            uint8_t *tile = codes + tile_offset(packed, head, b, i);
+            for (int32_t c = 0; c < head_dim; c++)
+                tile[vnni_index(packed->layout, head_dim, (int32_t)(i % VNNI_TILE), c)] =
+                    (uint8_t)(row[c] + offset);
+        }
+    }
+}
+
+void hr_layout_to_rows(const hr_packed *packed, int32_t head, uint8_t *rows)
+{
+    const uint8_t *codes = packed->codes;
+    int32_t head_dim = packed->head_dim;
+    if (packed->layout == HR_LAYOUT_ROWS) {
+        memcpy(rows, codes + (size_t)head * packed->head_bytes,
+               (size_t)packed->total_tokens * hr_layout_row_bytes(packed->recipe.dtype, head_dim));
+        return;
+    }
+    uint8_t offset = stored_offset(packed->layout);
+    for (int32_t b = 0; b < packed->batch; b++) {
+        int64_t first = packed->cu_seqlens[b], length = packed->cu_seqlens[b + 1] - first;
+        for (int64_t i = 0; i < length; i++) {
+            uint8_t *row = rows + (size_t)(first + i) * (size_t)head_dim;
+            const uint8_t *tile = codes + tile_offset(packed, head, b, i);
+            for (int32_t c = 0; c < head_dim; c++)
+                row[c] = (uint8_t)(tile[vnni_index(packed->layout, head_dim,
+                                                   (int32_t)(i % VNNI_TILE), c)] -
+                                   offset);
+        }
+    }
+}
