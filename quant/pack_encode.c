@@ -16,7 +16,7 @@
 
 enum { TILE = 64 }; /* tokens of a channel that are gathered at a time */
 
-/* What choosing scales remembers of a group until the floor is known. */
+/* The best scale of contiguous values; leaves their statistics in *group. */
 static float best_scale(hr_scale_group *group, hr_dtype dtype, const float *values, int64_t count)
 {
     *group = (hr_scale_group){0};
@@ -26,7 +26,7 @@ static float best_scale(hr_scale_group *group, hr_dtype dtype, const float *valu
     return hr_scale_group_choose(group);
 }
 
-/* Contiguous groups: run of `count` values for each of the head's scales. */
+/* Scale and zero point `index`, of `count` contiguous values. */
 static void choose_run(hr_packed *packed, int64_t index, const float *values, int64_t count)
 {
     hr_scale_group group;
@@ -158,26 +158,51 @@ static int64_t run_channels(const hr_packed *packed)
                                                               : packed->head_dim;
 }
 
-hr_status hr_head_encode(const hr_packed *packed, int32_t head, const float *rows, uint8_t *codes)
+/* One token; `scale` is the index of its first scale. F32 codes are the values themselves. */
+static hr_status encode_row(const hr_packed *packed, int64_t scale, const float *row,
+                            uint8_t *codes)
 {
     hr_dtype dtype = packed->recipe.dtype;
-    int64_t head_dim = packed->head_dim, run = run_channels(packed);
-    int64_t row_bytes = (int64_t)hr_layout_row_bytes(dtype, packed->head_dim);
+    int64_t run = run_channels(packed);
+    if (dtype == HR_DTYPE_F32) {
+        memcpy(codes, row, (size_t)packed->head_dim * sizeof *row);
+        return HR_OK;
+    }
+    if (packed->recipe.granularity == HR_GRANULARITY_CHANNEL)
+        return encode_channels(packed, scale, row, codes);
+    for (int64_t c = 0; c < packed->head_dim; c += run, scale++)
+        HR_TRY(hr_encode(dtype, row + c, run, packed->scale ? packed->scale[scale] : 1.0f,
+                         packed->zero_point ? packed->zero_point[scale] : 0,
+                         codes + c * hr_dtype_bits(dtype) / 8));
+    return HR_OK;
+}
+
+static hr_status decode_row(const hr_packed *packed, int64_t scale, const uint8_t *codes,
+                            float *row)
+{
+    hr_dtype dtype = packed->recipe.dtype;
+    int64_t run = run_channels(packed);
+    if (dtype == HR_DTYPE_F32) {
+        memcpy(row, codes, (size_t)packed->head_dim * sizeof *row);
+        return HR_OK;
+    }
+    if (packed->recipe.granularity == HR_GRANULARITY_CHANNEL)
+        return decode_channels(packed, scale, codes, row);
+    for (int64_t c = 0; c < packed->head_dim; c += run, scale++)
+        HR_TRY(hr_decode(dtype, codes + c * hr_dtype_bits(dtype) / 8, run,
+                         packed->scale ? packed->scale[scale] : 1.0f,
+                         packed->zero_point ? packed->zero_point[scale] : 0, row + c));
+    return HR_OK;
+}
+
+hr_status hr_head_encode(const hr_packed *packed, int32_t head, const float *rows, uint8_t *codes)
+{
+    size_t row_bytes = hr_layout_row_bytes(packed->recipe.dtype, packed->head_dim);
     for (int32_t b = 0; b < packed->batch; b++) {
         int64_t base = hr_scale_offset(packed, head, b), first = packed->cu_seqlens[b];
-        for (int64_t t = first; t < packed->cu_seqlens[b + 1]; t++) {
-            const float *row = rows + t * head_dim;
-            uint8_t *out = codes + t * row_bytes;
-            int64_t scale = base + hr_scale_step(packed, t - first);
-            if (packed->recipe.granularity == HR_GRANULARITY_CHANNEL) {
-                HR_TRY(encode_channels(packed, scale, row, out));
-                continue;
-            }
-            for (int64_t c = 0; c < head_dim; c += run, scale++)
-                HR_TRY(hr_encode(dtype, row + c, run, packed->scale ? packed->scale[scale] : 1.0f,
-                                 packed->zero_point ? packed->zero_point[scale] : 0,
-                                 out + c * row_bytes / head_dim));
-        }
+        for (int64_t t = first; t < packed->cu_seqlens[b + 1]; t++)
+            HR_TRY(encode_row(packed, base + hr_scale_step(packed, t - first),
+                              rows + t * packed->head_dim, codes + (size_t)t * row_bytes));
     }
     return HR_OK;
 }
@@ -185,24 +210,12 @@ hr_status hr_head_encode(const hr_packed *packed, int32_t head, const float *row
 hr_status hr_head_decode(const hr_packed *packed, int32_t head, const uint8_t *codes, float *out,
                          int64_t stride)
 {
-    hr_dtype dtype = packed->recipe.dtype;
-    int64_t head_dim = packed->head_dim, run = run_channels(packed);
-    int64_t row_bytes = (int64_t)hr_layout_row_bytes(dtype, packed->head_dim);
+    size_t row_bytes = hr_layout_row_bytes(packed->recipe.dtype, packed->head_dim);
     for (int32_t b = 0; b < packed->batch; b++) {
         int64_t base = hr_scale_offset(packed, head, b), first = packed->cu_seqlens[b];
-        for (int64_t t = first; t < packed->cu_seqlens[b + 1]; t++) {
-            const uint8_t *row = codes + t * row_bytes;
-            int64_t scale = base + hr_scale_step(packed, t - first);
-            if (packed->recipe.granularity == HR_GRANULARITY_CHANNEL) {
-                HR_TRY(decode_channels(packed, scale, row, out + t * stride));
-                continue;
-            }
-            for (int64_t c = 0; c < head_dim; c += run, scale++)
-                HR_TRY(hr_decode(dtype, row + c * row_bytes / head_dim, run,
-                                 packed->scale ? packed->scale[scale] : 1.0f,
-                                 packed->zero_point ? packed->zero_point[scale] : 0,
-                                 out + t * stride + c));
-        }
+        for (int64_t t = first; t < packed->cu_seqlens[b + 1]; t++)
+            HR_TRY(decode_row(packed, base + hr_scale_step(packed, t - first),
+                              codes + (size_t)t * row_bytes, out + t * stride));
     }
     return HR_OK;
 }

@@ -19,20 +19,20 @@ typedef enum hr_operand { HR_OPERAND_Q = 0, HR_OPERAND_K, HR_OPERAND_V } hr_oper
 
 /* Layout ids are written into packed files by name and never reused. */
 typedef enum hr_layout {
-    HR_LAYOUT_ROWS = 0, /* [slots][head_dim] codes; no padding between sequences */
+    /* [slots][head_dim] codes; no padding between sequences. Every dtype and operand has it. */
+    HR_LAYOUT_ROWS = 0,
 
     /*
-     * K for vpdpbusd (unsigned operand): U8 = code + 128 in tiles of 64 tokens,
-     * [tile][head_dim / 4][64 tokens][4 channels]. head_dim is padded with code 0 to a multiple
-     * of 4.
+     * K in I8 for vpdpbusd (unsigned operand): U8 = code + 128 in tiles of 64 tokens,
+     * [tile][head_dim / 4][64 tokens][4 channels].
      */
     HR_LAYOUT_VNNI_K,
 
     /*
-     * V for vpdpbusd (signed operand): I8 in tiles of 64 tokens, [tile][64 / 4 token
-     * quads][head_dim padded to 16][4 tokens]. The token at quad j, element e is tile * 64 + 16 *
-     * (j % 4) + 4 * (j / 4)
-     * + e: the order in which four int32 vectors of P narrow to bytes without a shuffle.
+     * V in I8 for vpdpbusd (signed operand), in tiles of 64 tokens:
+     * [tile][16 token quads][head_dim padded with code 0 to 16][4 tokens]. The token at quad j,
+     * element e is tile * 64 + 16 * (j % 4) + 4 * (j / 4) + e: the order in which four int32
+     * vectors of P narrow to bytes without a shuffle.
      */
     HR_LAYOUT_VNNI_V,
     HR_LAYOUT_COUNT
@@ -57,8 +57,12 @@ typedef struct hr_packed {
     int32_t num_heads; /* heads of this operand: num_kv_heads for K and V */
     int32_t head_dim;
     int64_t total_tokens;
-    int64_t total_slots;    /* token slots a head holds, padding included */
-    size_t head_bytes;      /* distance between heads in codes, a multiple of 64 */
+    int64_t total_slots; /* token slots a head holds, padding included */
+    /*
+     * Distance between heads in codes: a multiple of 64, with at least 64 readable zero bytes after
+     * the head's last code, so that a vector load may start at any code.
+     */
+    size_t head_bytes;
     int32_t *cu_seqlens;    /* [batch + 1] */
     int64_t *slot_offset;   /* [batch + 1] first slot of each sequence; the last is total_slots */
     void *codes;            /* 64-byte aligned, num_heads * head_bytes bytes */
@@ -96,9 +100,15 @@ typedef struct hr_pack_options {
 #define HR_HADAMARD_DEFAULT_SEED UINT64_C(0x48656164726f6f6d)
 
 /*
- * Packs x [total_tokens, heads, head_dim] (F32, F16 or BF16; any strides). NaN or infinity in x is
- * HR_ERROR_NUMERIC naming token, head and channel. A layout the recipe's dtype does not have is
- * HR_ERROR_UNSUPPORTED. Nothing is allocated on error; *out is then zeroed.
+ * Packs x [total_tokens, heads, head_dim] (F32, F16 or BF16; any strides; head_dim a multiple of 8
+ * up to 256). NaN or infinity in x is HR_ERROR_NUMERIC naming token, head and channel. A layout the
+ * recipe's dtype does not have is HR_ERROR_UNSUPPORTED. Nothing is allocated on error; *out is then
+ * zeroed.
+ *
+ * Dynamic scales map the largest magnitude of their group to the format's largest code; for I4, U4
+ * and C4 they are the best of a few by squared error, clipping included (docs/int4-formats.md).
+ * A scale is at least 2^-16 of the largest of its head, and 1 where the whole head is zero, so that
+ * log2(scale) is always finite and of use. Results do not depend on the number of threads.
  */
 HR_API hr_status hr_pack(hr_operand operand, const hr_operand_recipe *recipe, const hr_tensor *x,
                          const hr_pack_options *options, hr_packed *out) HR_NODISCARD;
