@@ -43,8 +43,7 @@ const hr_format_codec *hr_format_codecs(void)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
         return hr_format_codecs_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) /* both imply F16C */
         return hr_format_codecs_avx2;
 #endif
     return hr_format_codecs_baseline;

@@ -52,13 +52,12 @@ const char *hr_version(void)
     return VERSION_TEXT(HR_VERSION_MAJOR, HR_VERSION_MINOR, HR_VERSION_PATCH);
 }
 
-hr_status hr_fail(hr_status status, const char *format, ...)
+void hr_set_error(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(last_error, sizeof last_error, format, arguments);
     va_end(arguments);
-    return status;
 }
 
 hr_status hr_fail_in(hr_status status, const char *format, ...)

@@ -7,9 +7,16 @@
 
 #include "headroom/status.h"
 
-/* Formats the message of this thread (at most 1023 bytes; longer ones are cut) and returns status.
+/*
+ * Formats the message of this thread (at most 1023 bytes; longer ones are cut) and returns status.
+ * A macro, so that the compiler sees which status a failing path returns.
  */
-hr_status hr_fail(hr_status status, const char *format, ...) HR_PRINTF(2, 3);
+#define hr_fail(status, ...) (hr_set_error(__VA_ARGS__), hr_returned_status(status))
+void hr_set_error(const char *format, ...) HR_PRINTF(1, 2);
+static inline hr_status hr_returned_status(hr_status status)
+{
+    return status;
+}
 
 /*
  * As hr_fail, but puts "prefix: " before the message that is already there: adds the file, layer or

@@ -192,17 +192,17 @@ Test(format, codebook_takes_the_nearest_level)
     const int8_t *levels = hr_codebook_c4();
     for (int i = -1300; i <= 1300; i++) {
         float value = 0.1f * (float)i;
-        int code = (int)encode(HR_DTYPE_C4, value, 1.0f, 0);
+        unsigned code = encode(HR_DTYPE_C4, value, 1.0f, 0);
         double error = fabs((double)value - levels[code]);
         for (int other = 0; other < 16; other++)
             cr_assert(error <= fabs((double)value - levels[other]), "%g", (double)value);
-        if (i) cr_assert_eq((int)encode(HR_DTYPE_C4, -value, 1.0f, 0), 15 - code);
+        if (i) cr_assert_eq(encode(HR_DTYPE_C4, -value, 1.0f, 0), 15 - code);
     }
-    for (int code = 0; code < 16; code++) {
+    for (unsigned code = 0; code < 16; code++) {
         cr_expect_eq(encode(HR_DTYPE_C4, levels[code], 1.0f, 0), code);
-        cr_expect_eq(decode(HR_DTYPE_C4, (unsigned)code, 0.5f, 0), 0.5f * levels[code]);
+        cr_expect_eq(decode(HR_DTYPE_C4, code, 0.5f, 0), 0.5f * levels[code]);
     }
-    for (int code = 8; code < 15; code++) {
+    for (unsigned code = 8; code < 15; code++) {
         float tie = 0.5f * (float)(levels[code] + levels[code + 1]);
         cr_expect_eq(encode(HR_DTYPE_C4, tie, 1.0f, 0), code);
         cr_expect_eq(encode(HR_DTYPE_C4, nextafterf(tie, 128.0f), 1.0f, 0), code + 1);

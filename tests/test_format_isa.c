@@ -26,8 +26,7 @@ static int codec_sets(codec_set out[3])
     out[count++] = (codec_set){"baseline", hr_format_codecs_baseline, 1};
 #if defined(__x86_64__)
     out[count++] = (codec_set){"avx2", hr_format_codecs_avx2,
-                               __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                                   __builtin_cpu_supports("f16c")};
+                               __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")};
     out[count++] =
         (codec_set){"avx512", hr_format_codecs_avx512,
                     __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
