@@ -62,7 +62,10 @@ typedef struct hr_attention_problem {
     hr_paging paging;
 } hr_attention_problem;
 
-/* Full attention, softmax_scale 1/sqrt(head_dim), no features, one sequence (set cu_seqlens). */
+/*
+ * Full attention, softmax_scale 1/sqrt(head_dim), no features, batch 1. The caller still sets
+ * cu_seqlens_q and cu_seqlens_kv, which are NULL after this.
+ */
 HR_API void hr_attention_problem_init(hr_attention_problem *problem, int32_t num_heads,
                                       int32_t num_kv_heads, int32_t head_dim);
 
@@ -96,7 +99,11 @@ typedef enum hr_isa {
 
 HR_API const char *hr_isa_name(hr_isa isa);
 
-/* Bit i set: this process can run hr_isa i. Honours HEADROOM_ISA (names, comma separated). */
+/*
+ * Bit i set: this process can run hr_isa i. Honours the environment variable HEADROOM_ISA (names,
+ * comma separated): only those, and always portable. An unknown name there gives 0 and a message in
+ * hr_last_error, and hr_plan_create fails with it.
+ */
 HR_API uint32_t hr_isa_mask(void);
 
 /* One row of kernels.def. Static storage. */
@@ -123,6 +130,12 @@ typedef struct hr_kernel_query {
 } hr_kernel_query;
 
 /*
+ * Validates the problem and says what it asks of a kernel; name is NULL. The recipe is normalized.
+ */
+HR_API hr_status hr_kernel_query_from(const hr_attention_problem *problem, const hr_recipe *recipe,
+                                      hr_kernel_query *out) HR_NODISCARD;
+
+/*
  * The first row of kernels.def that serves the query with an ISA in isa_mask. Pure: reads neither
  * the machine nor the environment. On failure HR_ERROR_UNSUPPORTED (or NOT_FOUND for an unknown
  * name), and the message names the closest kernel and the first thing it lacks.
@@ -134,14 +147,17 @@ typedef struct hr_plan hr_plan; /* opaque; immutable after creation; one run at 
 
 typedef struct hr_plan_options {
     const char *kernel; /* NULL: the best one */
-    uint32_t isa_mask;  /* 0: hr_isa_mask() */
-    int32_t threads;    /* 0: OpenMP's default */
+    uint32_t isa_mask;  /* 0: hr_isa_mask(); else the instruction sets allowed among those */
+    int32_t threads;    /* 0: OpenMP's default; 1 when the caller's own threads each run a plan */
     void *stream;       /* CUDA stream for device kernels; NULL on the CPU */
 } hr_plan_options;
 
 /*
  * Validates the problem, chooses the kernel and lays out the work. options may be NULL. Release
  * with hr_plan_free.
+ *
+ * The environment variable HEADROOM_LOG ("stderr", or a file to append to) makes it explain its
+ * choice there: the one case in which the library writes anything the caller did not hand it.
  */
 HR_API hr_status hr_plan_create(const hr_attention_problem *problem, const hr_recipe *recipe,
                                 const hr_plan_options *options, hr_plan **out) HR_NODISCARD;
@@ -166,7 +182,7 @@ HR_API hr_status hr_plan_run(hr_plan *plan, const hr_packed_layer *operands, con
  * The FP64 oracle: naive two-pass softmax in double precision. q, k, v: F64, F32, F16 or BF16
  * [total, heads, head_dim], any strides. o: F64 [total_q, num_heads, head_dim]; lse: F64 [total_q,
  * num_heads] or NULL. Supports every feature of the problem but paging. O(total_q * seqlen_kv *
- * head_dim) time, O(seqlen_kv) memory a thread.
+ * head_dim) time; memory for one head in double precision and a row of weights a thread.
  */
 HR_API hr_status hr_reference_attention(const hr_attention_problem *problem, const hr_tensor *q,
                                         const hr_tensor *k, const hr_tensor *v, double *o,

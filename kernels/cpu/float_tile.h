@@ -1,0 +1,285 @@
+/*
+ * The body of the float attention kernels: FlashAttention's online softmax over tiles of keys, on
+ * FP32 vectors. A kernel's file includes a vec_<isa>.h, then this, and passes constants for its
+ * formats; everything folds at compile time.
+ *
+ * For a task of up to tile_q rows, for every tile of keys:
+ *
+ *     Kt, V = decode(tile)                                   once for all rows
+ *     for every block of ROWS rows:
+ *         S = Q Kt                                           registers -> L1
+ *         x = logits(S), m' = max x, P = round(2^(x - m'))   P relative to the tile's own maximum:
+ *                                                            most exact for formats with few bits
+ *         O = alpha O + beta P V,  l = alpha l + beta sum P  alpha, beta rescale to max(m, m')
+ *
+ * and at the end O / l and LSE = ln 2 (m + log2 l). Softmax statistics and O are FP32. Integer
+ * codes are at most 128 and head_dim at most 256, so a dot product of them stays below 2^24 and its
+ * FP32 sum is the exact integer.
+ *
+ * Limited by the FP32 multiply-add rate: 2 tile_q tile_kv head_dim of them a tile against
+ * 2 tile_kv head_dim decodes and tile_q tile_kv exponentials.
+ */
+#ifndef HEADROOM_FLOAT_TILE_H
+#define HEADROOM_FLOAT_TILE_H
+
+#include "float_gemm.h"
+#include "float_softmax.h"
+
+typedef struct float_formats {
+    hr_dtype qk, v, p;
+    int32_t tile_q, tile_kv;
+} float_formats;
+
+typedef struct float_workspace {
+    float *q;            /* [tile_q][channels] */
+    float *o;            /* [tile_q][channels] */
+    float *keys;         /* [channels][tile_kv] */
+    float *values;       /* [tile_kv][channels] */
+    float *weights;      /* [ROWS][tile_kv]: S, then P */
+    float *column_scale; /* [tile_kv] */
+    float *max, *sum;    /* [tile_q] */
+} float_workspace;
+
+/* Floats the workspace takes; fills it when scratch is not NULL. Every part is 64-byte aligned. */
+FLOAT_INLINE size_t lay_out_workspace(float *scratch, int32_t head_dim, int32_t tile_q,
+                                      int32_t tile_kv, float_workspace *work)
+{
+    const size_t channels = (size_t)padded_channels(head_dim);
+    const size_t rows = ((size_t)tile_q + 15) / 16 * 16, keys = (size_t)tile_kv;
+    const size_t sizes[] = {rows * channels,
+                            rows * channels,
+                            keys * channels,
+                            keys * channels,
+                            ROWS * keys,
+                            keys,
+                            rows,
+                            rows};
+    float **parts[] = {&work->q,      &work->o,       &work->keys,
+                       &work->values, &work->weights, &work->column_scale,
+                       &work->max,    &work->sum};
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        if (scratch) *parts[i] = scratch + used;
+        used += sizes[i];
+    }
+    return used;
+}
+
+static inline size_t float_tile_scratch(int32_t head_dim, int32_t tile_q, int32_t tile_kv)
+{
+    float_workspace work;
+    return lay_out_workspace(NULL, head_dim, tile_q, tile_kv, &work) * sizeof(float);
+}
+
+/* One tile of keys as the row blocks see it. */
+typedef struct key_tile {
+    int32_t begin, count; /* keys [begin, begin + count) of the sequence */
+    bool finite;          /* all of V */
+    const float *column_scale;
+} key_tile;
+
+/* The part of the logits that mean smoothing removed, in nats; 0 without. */
+FLOAT_INLINE float row_bias(const hr_kernel_args *args, int32_t row)
+{
+    return args->lse_bias ? args->softmax_scale * args->lse_bias[row] : 0;
+}
+
+FLOAT_INLINE logit_rule row_rule(const hr_kernel_args *args, const key_tile *tile, int32_t row,
+                                 int32_t first_key)
+{
+    float scale = args->softmax_scale * token_scale(&args->q, row);
+    if (!tile->column_scale) scale *= token_scale(&args->k, 0);
+    logit_rule rule = {.scale = scale * LOG2E,
+                       .column_scale = tile->column_scale,
+                       .alibi_slope = args->alibi_slope * LOG2E,
+                       .diagonal = (float)((int64_t)row + args->shift - first_key)};
+    if (tile->column_scale) rule.column_scale += first_key - tile->begin;
+    if (args->softcap != 0) {
+        rule.scale = scale / args->softcap;
+        rule.bias = row_bias(args, row) / args->softcap;
+        rule.softcap = args->softcap * LOG2E;
+    }
+    return rule;
+}
+
+/* Where a row block's part of a tile starts and ends, in keys of the tile. */
+typedef struct key_span {
+    int32_t lo[ROWS], hi[ROWS]; /* visible to each row; lo >= hi: none */
+    int32_t first, last;        /* the union */
+} key_span;
+
+FLOAT_INLINE key_span visible_span(const hr_kernel_args *args, const key_tile *tile, int32_t row,
+                                   int32_t rows)
+{
+    key_span span = {.first = tile->count, .last = 0};
+    for (int32_t i = 0; i < rows; i++) {
+        int32_t lo, hi;
+        hr_kernel_row_range(args, row + i, &lo, &hi);
+        lo = lo > tile->begin ? lo - tile->begin : 0;
+        hi = hi - tile->begin < tile->count ? hi - tile->begin : tile->count;
+        span.lo[i] = lo;
+        span.hi[i] = hi;
+        if (lo >= hi) continue;
+        if (lo < span.first) span.first = lo;
+        if (hi > span.last) span.last = hi;
+    }
+    return span;
+}
+
+/* Logits and weights of one row; updates its statistics and says how to rescale O. */
+FLOAT_INLINE void update_row(float *x, int32_t columns, int32_t lo, int32_t hi,
+                             const logit_rule *rule, hr_dtype p_dtype, float *max, float *sum,
+                             float *alpha, float *beta)
+{
+    float largest = apply_logits(x, columns, lo, hi, rule);
+    float tile_sum = apply_weights(x, columns, largest, p_dtype);
+    const float unit = p_dtype == HR_DTYPE_E4M3 ? 1.0f / 448 : 1;
+    if (largest > *max) {
+        *alpha = exp2f(*max - largest);
+        *beta = unit;
+        *max = largest;
+    } else {
+        *alpha = 1;
+        *beta = exp2f(largest - *max) * unit;
+    }
+    *sum = *sum * *alpha + tile_sum * *beta;
+}
+
+/*
+ * O of the block. A weight of 0 times a value that is not finite would be NaN in rows that do not
+ * see that key, so then every row is multiplied over its own keys alone.
+ */
+FLOAT_INLINE void update_output(const float_product *product, const key_span *span, int32_t rows,
+                                bool finite)
+{
+    if (finite) {
+        multiply(product, rows);
+        return;
+    }
+    for (int32_t i = 0; i < rows; i++) {
+        if (span->lo[i] >= span->hi[i]) continue;
+        int32_t skip = span->lo[i] - span->first;
+        float_product one = *product;
+        one.a += i * one.lda + skip;
+        one.b += skip * one.ldb;
+        one.c += i * one.ldc;
+        one.depth = span->hi[i] - span->lo[i];
+        one.alpha += i;
+        one.beta += i;
+        multiply(&one, 1);
+    }
+}
+
+FLOAT_INLINE void process_block(const hr_kernel_args *args, const float_workspace *work,
+                                const key_tile *tile, float_formats formats, int32_t offset,
+                                int32_t rows)
+{
+    const int32_t channels = padded_channels(args->head_dim);
+    const int32_t stride = formats.tile_kv, row = args->q_begin + offset;
+    key_span span = visible_span(args, tile, row, rows);
+    if (span.first >= span.last) return;
+    const int32_t begin = span.first / VEC_WIDTH * VEC_WIDTH;
+    const int32_t columns = (span.last - begin + VEC_WIDTH - 1) / VEC_WIDTH * VEC_WIDTH;
+
+    float_product scores = {.a = work->q + offset * channels,
+                            .lda = channels,
+                            .b = work->keys + begin,
+                            .ldb = stride,
+                            .c = work->weights,
+                            .ldc = stride,
+                            .depth = channels,
+                            .columns = columns};
+    multiply(&scores, rows);
+
+    float alpha[ROWS], beta[ROWS];
+    for (int32_t i = 0; i < rows; i++) {
+        float *x = work->weights + i * stride;
+        alpha[i] = 1;
+        beta[i] = 0;
+        if (span.lo[i] >= span.hi[i]) {
+            memset(x, 0, (size_t)columns * sizeof *x);
+            continue;
+        }
+        logit_rule rule = row_rule(args, tile, row + i, tile->begin + begin);
+        update_row(x, columns, span.lo[i] - begin, span.hi[i] - begin, &rule, formats.p,
+                   &work->max[offset + i], &work->sum[offset + i], &alpha[i], &beta[i]);
+    }
+
+    float_product output = {.a = work->weights + (span.first - begin),
+                            .lda = stride,
+                            .b = work->values + span.first * channels,
+                            .ldb = channels,
+                            .c = work->o + offset * channels,
+                            .ldc = channels,
+                            .depth = span.last - span.first,
+                            .columns = channels,
+                            .alpha = alpha,
+                            .beta = beta};
+    update_output(&output, &span, rows, tile->finite);
+}
+
+FLOAT_INLINE key_tile load_tile(const hr_kernel_args *args, const float_workspace *work,
+                                float_formats formats, int32_t begin)
+{
+    int32_t count = args->kv_end - begin;
+    if (count > formats.tile_kv) count = formats.tile_kv;
+    key_tile tile = {.begin = begin, .count = count};
+    load_keys(formats.qk, &args->k, begin, count, args->head_dim, work->keys, formats.tile_kv);
+    tile.finite = load_values(formats.v, &args->v, begin, count, args->head_dim, work->values);
+    if (args->k.granularity == HR_GRANULARITY_TOKEN ||
+        args->k.granularity == HR_GRANULARITY_BLOCK) {
+        for (int32_t j = 0; j < count; j++)
+            work->column_scale[j] = token_scale(&args->k, begin + j);
+        tile.column_scale = work->column_scale;
+    }
+    return tile;
+}
+
+FLOAT_INLINE void start_rows(const hr_kernel_args *args, const float_workspace *work,
+                             float_formats formats, int32_t rows)
+{
+    const int32_t channels = padded_channels(args->head_dim);
+    load_rows(formats.qk, &args->q, args->q_begin, rows, args->head_dim, work->q);
+    memset(work->o, 0, (size_t)rows * (size_t)channels * sizeof(float));
+    for (int32_t i = 0; i < rows; i++) {
+        /* Smoothing shifted every logit but the sink's, unless the bias was put back for the cap.
+         */
+        float shift = args->softcap != 0 ? 0 : row_bias(args, args->q_begin + i);
+        work->max[i] = (args->sink - shift) * LOG2E;
+        work->sum[i] = args->sink > -INFINITY ? 1 : 0;
+    }
+}
+
+FLOAT_INLINE void finish_rows(const hr_kernel_args *args, const float_workspace *work, int32_t rows)
+{
+    const int32_t channels = padded_channels(args->head_dim);
+    for (int32_t i = 0; i < rows; i++) {
+        const int32_t row = args->q_begin + i;
+        const float sum = work->sum[i];
+        const float inverse = sum == 0 ? 0 : 1 / sum; /* 0 only for a row that sees no key */
+        const float *source = work->o + i * channels;
+        float *target = args->o + row * args->o_stride;
+        for (int32_t channel = 0; channel < args->head_dim; channel++)
+            target[channel] = source[channel] * inverse;
+        if (!args->lse) continue;
+        float bias = args->softcap != 0 ? 0 : row_bias(args, row);
+        args->lse[row * args->lse_stride] = (work->max[i] + log2f(sum)) * LN2 + bias;
+    }
+}
+
+FLOAT_INLINE void float_tile_run(const hr_kernel_args *args, float_formats formats)
+{
+    float_workspace work;
+    lay_out_workspace(args->scratch, args->head_dim, formats.tile_q, formats.tile_kv, &work);
+    const int32_t rows = args->q_end - args->q_begin;
+    start_rows(args, &work, formats, rows);
+    for (int32_t begin = args->kv_begin; begin < args->kv_end; begin += formats.tile_kv) {
+        key_tile tile = load_tile(args, &work, formats, begin);
+        for (int32_t offset = 0; offset < rows; offset += ROWS)
+            process_block(args, &work, &tile, formats, offset,
+                          rows - offset < ROWS ? rows - offset : ROWS);
+    }
+    finish_rows(args, &work, rows);
+}
+
+#endif

@@ -1,0 +1,125 @@
+/*
+ * Instruction-set names, detection and the HEADROOM_ISA limit; see isa.h.
+ *
+ * An ISA counts as present only when the compiler flags its files are built with (see
+ * cmake/HeadroomKernels.cmake) are all covered: a file compiled with -mf16c may use F16C anywhere.
+ */
+#include "isa.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "status_internal.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+static const char *const isa_names[HR_ISA_COUNT] = {
+    [HR_ISA_PORTABLE] = "portable",     [HR_ISA_AVX2] = "avx2", [HR_ISA_AVX512] = "avx512",
+    [HR_ISA_AVX512VNNI] = "avx512vnni", [HR_ISA_NEON] = "neon", [HR_ISA_SM90] = "sm90",
+};
+
+const char *hr_isa_name(hr_isa isa)
+{
+    return (unsigned)isa < HR_ISA_COUNT ? isa_names[isa] : "unknown";
+}
+
+#if defined(__x86_64__)
+
+static bool has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+/* The builtin checks XGETBV too: an operating system that does not save zmm state has no AVX-512.
+ */
+static uint32_t detect_cpu(void)
+{
+    __builtin_cpu_init();
+    uint32_t mask = 0;
+    if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()))
+        return mask;
+    mask |= 1u << HR_ISA_AVX2;
+    if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")))
+        return mask;
+    mask |= 1u << HR_ISA_AVX512;
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi"))
+        mask |= 1u << HR_ISA_AVX512VNNI;
+    return mask;
+}
+
+#elif defined(__aarch64__) && defined(__linux__)
+
+static uint32_t detect_cpu(void)
+{
+    unsigned long needed = HWCAP_ASIMDDP | HWCAP_ASIMDHP | HWCAP_FPHP;
+    return (getauxval(AT_HWCAP) & needed) == needed ? 1u << HR_ISA_NEON : 0;
+}
+
+#else
+
+static uint32_t detect_cpu(void)
+{
+    return 0;
+}
+
+#endif
+
+uint32_t hr_isa_detect(void)
+{
+    return detect_cpu() | 1u << HR_ISA_PORTABLE;
+}
+
+static hr_status fail_unknown(const char *name, size_t length)
+{
+    char known[256];
+    size_t used = 0;
+    for (int isa = 0; isa < HR_ISA_COUNT; isa++)
+        used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", isa ? ", " : "",
+                                 isa_names[isa]);
+    return hr_fail(HR_ERROR_INVALID_ARGUMENT, "unknown instruction set \"%.*s\"; known: %s",
+                   (int)(length > 64 ? 64 : length), name, known);
+}
+
+hr_status hr_isa_parse(const char *names, uint32_t *mask)
+{
+    uint32_t parsed = 1u << HR_ISA_PORTABLE;
+    for (const char *name = names;; name++) {
+        size_t length = strcspn(name, ",");
+        int isa = 0;
+        while (isa < HR_ISA_COUNT &&
+               (strlen(isa_names[isa]) != length || memcmp(isa_names[isa], name, length) != 0))
+            isa++;
+        if (isa == HR_ISA_COUNT) return fail_unknown(name, length);
+        parsed |= 1u << isa;
+        name += length;
+        if (!*name) break;
+    }
+    *mask = parsed;
+    return HR_OK;
+}
+
+hr_status hr_isa_usable(uint32_t *mask)
+{
+    uint32_t limit = UINT32_MAX;
+    const char *names = getenv("HEADROOM_ISA");
+    if (names && *names) {
+        hr_status status = hr_isa_parse(names, &limit);
+        if (status != HR_OK) return hr_fail_in(status, "environment variable HEADROOM_ISA");
+    }
+    *mask = hr_isa_detect() & limit;
+    return HR_OK;
+}
+
+uint32_t hr_isa_mask(void)
+{
+    uint32_t mask = 0;
+    return hr_isa_usable(&mask) == HR_OK ? mask : 0;
+}

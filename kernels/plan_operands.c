@@ -1,0 +1,117 @@
+/*
+ * Do packed operands belong to a plan? Everything the kernel relies on is compared, so that a
+ * kernel can trust its arguments, and the first difference is named.
+ */
+#include "pack_layout.h"
+#include "pack_scale.h"
+#include "plan.h"
+#include "status_internal.h"
+
+static hr_status check_shape(const char *name, const hr_packed *packed,
+                             const hr_attention_problem *problem, int32_t num_heads,
+                             const int32_t *cu_seqlens)
+{
+    const struct {
+        const char *field;
+        int64_t has, wanted;
+    } checks[] = {{"batch", packed->batch, problem->batch},
+                  {"num_heads", packed->num_heads, num_heads},
+                  {"head_dim", packed->head_dim, problem->head_dim},
+                  {"total_tokens", packed->total_tokens, cu_seqlens[problem->batch]}};
+    for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++)
+        if (checks[i].has != checks[i].wanted)
+            return hr_fail(HR_ERROR_MISMATCH, "%s was packed with %s %lld; the plan has %lld", name,
+                           checks[i].field, (long long)checks[i].has, (long long)checks[i].wanted);
+    if (!packed->cu_seqlens || !packed->slot_offset || (!packed->codes && packed->total_tokens > 0))
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "%s is not a packed operand: it has no %s", name,
+                       !packed->cu_seqlens    ? "cu_seqlens"
+                       : !packed->slot_offset ? "slot_offset"
+                                              : "codes");
+    for (int32_t b = 0; b <= problem->batch; b++)
+        if (packed->cu_seqlens[b] != cu_seqlens[b])
+            return hr_fail(HR_ERROR_MISMATCH,
+                           "%s was packed with cu_seqlens[%d] %d; the plan has "
+                           "%d",
+                           name, b, packed->cu_seqlens[b], cu_seqlens[b]);
+    return HR_OK;
+}
+
+/* `dynamic` is not compared: it says where scales came from, not how to read them. */
+static hr_status check_recipe(const char *name, const hr_operand_recipe *has,
+                              const hr_operand_recipe *wanted)
+{
+    if (has->dtype != wanted->dtype)
+        return hr_fail(HR_ERROR_MISMATCH, "%s was packed with dtype %s; the plan has %s", name,
+                       hr_dtype_name(has->dtype), hr_dtype_name(wanted->dtype));
+    if (has->granularity != wanted->granularity)
+        return hr_fail(HR_ERROR_MISMATCH, "%s was packed with granularity %s; the plan has %s",
+                       name, hr_granularity_name(has->granularity),
+                       hr_granularity_name(wanted->granularity));
+    if (has->block != wanted->block)
+        return hr_fail(HR_ERROR_MISMATCH, "%s was packed with a block of %d; the plan has %d", name,
+                       has->block, wanted->block);
+    if (has->transform != wanted->transform)
+        return hr_fail(HR_ERROR_MISMATCH, "%s was packed with %s and %s; the plan has %s and %s",
+                       name, has->transform & HR_TRANSFORM_MEAN ? "mean smoothing" : "no smoothing",
+                       has->transform & HR_TRANSFORM_HADAMARD ? "rotation" : "no rotation",
+                       wanted->transform & HR_TRANSFORM_MEAN ? "mean smoothing" : "no smoothing",
+                       wanted->transform & HR_TRANSFORM_HADAMARD ? "rotation" : "no rotation");
+    return HR_OK;
+}
+
+static hr_status check_storage(const char *name, const hr_packed *packed, hr_layout layout)
+{
+    if (packed->layout != layout)
+        return hr_fail(HR_ERROR_MISMATCH, "%s was packed in layout %s; the plan's kernel reads %s",
+                       name, hr_layout_name(packed->layout), hr_layout_name(layout));
+    int64_t scales = hr_scale_count(&packed->recipe, packed->num_heads, packed->head_dim,
+                                    packed->batch, packed->cu_seqlens);
+    if (packed->scale_count != scales || (scales > 0 && !packed->scale))
+        return hr_fail(HR_ERROR_MISMATCH, "%s has %lld scales; its recipe and shape need %lld",
+                       name, packed->scale ? (long long)packed->scale_count : 0, (long long)scales);
+    if (packed->recipe.dtype == HR_DTYPE_U4 && scales > 0 && !packed->zero_point)
+        return hr_fail(HR_ERROR_MISMATCH, "%s is u4 but has no zero points", name);
+    size_t tile_bytes = hr_layout_tile_bytes(layout, packed->recipe.dtype, packed->head_dim);
+    size_t needed = (size_t)(packed->total_slots / hr_layout_tile_tokens(layout)) * tile_bytes;
+    if (packed->head_bytes < needed)
+        return hr_fail(HR_ERROR_MISMATCH, "%s has %zu bytes a head; its slots need %zu", name,
+                       packed->head_bytes, needed);
+    return HR_OK;
+}
+
+hr_status hr_plan_check_operands(const hr_plan *plan, const hr_packed_layer *operands)
+{
+    const hr_attention_problem *problem = &plan->problem;
+    const hr_kernel_info *info = &plan->kernel->info;
+    const struct {
+        const char *name;
+        const hr_packed *packed;
+        const hr_operand_recipe *recipe;
+        hr_layout layout;
+        int32_t num_heads;
+        const int32_t *cu_seqlens;
+    } checks[] = {{"q", &operands->q, &plan->recipe.q, info->q_layout, problem->num_heads,
+                   problem->cu_seqlens_q},
+                  {"k", &operands->k, &plan->recipe.k, info->k_layout, problem->num_kv_heads,
+                   problem->cu_seqlens_kv},
+                  {"v", &operands->v, &plan->recipe.v, info->v_layout, problem->num_kv_heads,
+                   problem->cu_seqlens_kv}};
+    for (int i = 0; i < 3; i++) {
+        if (checks[i].packed->operand != (hr_operand)i)
+            return hr_fail(HR_ERROR_MISMATCH, "%s was packed as another operand", checks[i].name);
+        HR_TRY(check_shape(checks[i].name, checks[i].packed, problem, checks[i].num_heads,
+                           checks[i].cu_seqlens));
+        HR_TRY(check_recipe(checks[i].name, &checks[i].packed->recipe, checks[i].recipe));
+        HR_TRY(check_storage(checks[i].name, checks[i].packed, checks[i].layout));
+    }
+    if (operands->q.hadamard_seed != operands->k.hadamard_seed)
+        return hr_fail(HR_ERROR_MISMATCH,
+                       "q was rotated with seed %llu and k with seed %llu; they must be equal",
+                       (unsigned long long)operands->q.hadamard_seed,
+                       (unsigned long long)operands->k.hadamard_seed);
+    if (operands->k.recipe.transform & HR_TRANSFORM_MEAN && !operands->q.lse_bias &&
+        operands->q.total_tokens > 0)
+        return hr_fail(HR_ERROR_MISMATCH,
+                       "k was smoothed by its mean, but q has no lse_bias: pack q with k_mean");
+    return HR_OK;
+}

@@ -1,0 +1,169 @@
+/*
+ * Choosing a kernel: a pure function of the query and the ISA mask, so made-up machines can be
+ * tested here; detection and its limit by HEADROOM_ISA; the log of a choice.
+ */
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "dispatch.h"
+#include "isa.h"
+
+static const uint32_t every_isa = (1u << HR_ISA_COUNT) - 1;
+static const uint32_t portable_only = 1u << HR_ISA_PORTABLE;
+
+static hr_kernel_query query_for(const char *recipe, int32_t head_dim, uint32_t features)
+{
+    hr_kernel_query query = {.head_dim = head_dim, .features = features};
+    cr_assert_eq(hr_recipe_parse(recipe, &query.recipe), HR_OK, "%s", hr_last_error());
+    return query;
+}
+
+static void expect_failure(const hr_kernel_query *query, uint32_t mask, hr_status status,
+                           const char *part)
+{
+    const hr_kernel_info *info = hr_kernel_at(0);
+    cr_assert_eq(hr_kernel_find(query, mask, &info), status);
+    cr_assert_null(info);
+    cr_assert(strstr(hr_last_error(), part), "\"%s\" does not say \"%s\"", hr_last_error(), part);
+}
+
+Test(dispatch, portable_serves_bf16_on_any_machine)
+{
+    hr_kernel_query query = query_for("bf16", 64, HR_FEATURE_CAUSAL | HR_FEATURE_GQA);
+    const hr_kernel_info *info;
+    cr_assert_eq(hr_kernel_find(&query, portable_only, &info), HR_OK, "%s", hr_last_error());
+    cr_assert_str_eq(info->name, "attention_bf16_portable");
+}
+
+Test(dispatch, first_row_in_the_mask_wins)
+{
+    for (int i = 0; i < hr_kernel_count(); i++) {
+        const hr_kernel_info *row = hr_kernel_at(i);
+        hr_kernel_query query = {.head_dim = row->head_dim_multiple};
+        query.recipe.q.dtype = row->q_dtype;
+        query.recipe.k.dtype = row->k_dtype;
+        query.recipe.v.dtype = row->v_dtype;
+        query.recipe.p.dtype = row->p_dtype;
+        query.recipe.q.granularity = (hr_granularity)__builtin_ctz(row->q_granularities);
+        query.recipe.k.granularity = (hr_granularity)__builtin_ctz(row->k_granularities);
+        query.recipe.v.granularity = (hr_granularity)__builtin_ctz(row->v_granularities);
+        const hr_kernel_info *found;
+        cr_assert_eq(hr_kernel_find(&query, 1u << row->isa, &found), HR_OK, "%s", hr_last_error());
+        cr_assert_eq(found, row, "%s found instead of %s", found->name, row->name);
+        query.name = row->name;
+        cr_assert_eq(hr_kernel_find(&query, every_isa, &found), HR_OK, "%s", hr_last_error());
+        cr_assert_eq(found, row);
+    }
+}
+
+Test(dispatch, errors_name_the_closest_kernel_and_what_it_lacks)
+{
+    hr_kernel_query query = query_for("bf16", 64, HR_FEATURE_PAGED);
+    expect_failure(&query, portable_only, HR_ERROR_UNSUPPORTED, "does not support paged");
+    query = query_for("bf16", 20, 0);
+    expect_failure(&query, portable_only, HR_ERROR_UNSUPPORTED, "multiple of 8 up to 256, not 20");
+    query = query_for("bf16", 264, 0);
+    expect_failure(&query, portable_only, HR_ERROR_UNSUPPORTED, "not 264");
+    query = query_for("bf16", 64, 0);
+    expect_failure(&query, 1u << HR_ISA_NEON, HR_ERROR_UNSUPPORTED,
+                   "needs portable; usable instruction sets: neon");
+    query.recipe.v.dtype = HR_DTYPE_I64;
+    expect_failure(&query, every_isa, HR_ERROR_UNSUPPORTED, "takes V as bf16, not i64");
+    query = query_for("bf16", 64, 0);
+    query.recipe.k.granularity = HR_GRANULARITY_GROUP;
+    expect_failure(&query, every_isa, HR_ERROR_UNSUPPORTED, "does not take K scales per group");
+}
+
+Test(dispatch, a_named_kernel_is_found_or_explained)
+{
+    hr_kernel_query query = query_for("bf16", 64, HR_FEATURE_ROPE);
+    query.name = "attention_bf16_portable";
+    expect_failure(&query, every_isa, HR_ERROR_UNSUPPORTED, "does not support rope");
+    query.name = "attention_bf17_portable";
+    expect_failure(&query, every_isa, HR_ERROR_NOT_FOUND, "attention_bf16_portable");
+}
+
+Test(dispatch, rows_are_well_formed)
+{
+    for (int i = 0; i < hr_kernel_count(); i++) {
+        const hr_kernel_info *row = hr_kernel_at(i);
+        cr_expect_lt((int)row->isa, (int)HR_ISA_COUNT);
+        cr_expect(row->q_granularities && row->k_granularities && row->v_granularities);
+        cr_expect(row->head_dim_multiple >= 1 && row->head_dim_max % row->head_dim_multiple == 0);
+        cr_expect(row->tile_q >= 1 && row->tile_kv >= 1);
+        cr_expect_eq(row->tile_kv % hr_layout_tile_tokens(row->k_layout), 0, "%s", row->name);
+        cr_expect_eq(row->tile_kv % hr_layout_tile_tokens(row->v_layout), 0, "%s", row->name);
+        cr_expect_eq(row->features >> HR_FEATURE_COUNT, 0);
+        for (int j = 0; j < i; j++)
+            cr_expect_str_neq(row->name, hr_kernel_at(j)->name);
+    }
+    cr_assert_null(hr_kernel_at(-1));
+    cr_assert_null(hr_kernel_at(hr_kernel_count()));
+}
+
+Test(dispatch, names)
+{
+    cr_assert_str_eq(hr_feature_name(HR_FEATURE_CAUSAL), "causal");
+    cr_assert_str_eq(hr_feature_name(HR_FEATURE_PAGED), "paged");
+    cr_assert_null(hr_feature_name(0));
+    cr_assert_null(hr_feature_name(HR_FEATURE_CAUSAL | HR_FEATURE_GQA));
+    cr_assert_null(hr_feature_name(1u << HR_FEATURE_COUNT));
+    cr_assert_str_eq(hr_isa_name(HR_ISA_AVX512VNNI), "avx512vnni");
+    cr_assert_str_eq(hr_isa_name(HR_ISA_COUNT), "unknown");
+}
+
+Test(isa, lists_are_parsed)
+{
+    uint32_t mask = 0;
+    cr_assert_eq(hr_isa_parse("avx2,sm90", &mask), HR_OK);
+    cr_assert_eq(mask, portable_only | 1u << HR_ISA_AVX2 | 1u << HR_ISA_SM90);
+    cr_assert_eq(hr_isa_parse("portable", &mask), HR_OK);
+    cr_assert_eq(mask, portable_only);
+    const char *const bad[] = {"avx", "avx2,", ",avx2", "avx2 ", "AVX2", ""};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        cr_assert_eq(hr_isa_parse(bad[i], &mask), HR_ERROR_INVALID_ARGUMENT, "\"%s\"", bad[i]);
+    cr_assert_eq(hr_isa_parse("avx2,mmx", &mask), HR_ERROR_INVALID_ARGUMENT);
+    cr_assert(strstr(hr_last_error(), "\"mmx\""));
+    cr_assert(strstr(hr_last_error(), "avx512vnni"));
+}
+
+Test(isa, the_environment_limits_and_never_adds)
+{
+    uint32_t machine = hr_isa_detect();
+    cr_assert(machine & portable_only);
+    unsetenv("HEADROOM_ISA");
+    cr_assert_eq(hr_isa_mask(), machine);
+    setenv("HEADROOM_ISA", "portable", 1);
+    cr_assert_eq(hr_isa_mask(), portable_only);
+    setenv("HEADROOM_ISA", "avx2,avx512,avx512vnni,neon,sm90", 1);
+    cr_assert_eq(hr_isa_mask(), machine);
+    setenv("HEADROOM_ISA", "sse9", 1);
+    cr_assert_eq(hr_isa_mask(), 0);
+    cr_assert(strstr(hr_last_error(), "HEADROOM_ISA"));
+    cr_assert(strstr(hr_last_error(), "\"sse9\""));
+}
+
+Test(log, says_what_was_asked_and_what_was_chosen)
+{
+    char path[] = "/tmp/headroom-log-XXXXXX";
+    int descriptor = mkstemp(path);
+    cr_assert_geq(descriptor, 0);
+    setenv("HEADROOM_LOG", path, 1);
+    hr_kernel_query query = query_for("bf16", 64, HR_FEATURE_CAUSAL);
+    const hr_kernel_info *info;
+    cr_assert_eq(hr_kernel_find(&query, portable_only, &info), HR_OK);
+    cr_assert_eq(hr_kernel_log_choice(&query, portable_only, info), HR_OK, "%s", hr_last_error());
+    char text[4096] = "";
+    cr_assert_gt(read(descriptor, text, sizeof text - 1), 0);
+    close(descriptor);
+    unlink(path);
+    cr_assert(strstr(text, "recipe bf16, head_dim 64, features causal\n"), "%s", text);
+    cr_assert(strstr(text, "chose attention_bf16_portable\n"), "%s", text);
+
+    setenv("HEADROOM_LOG", "/nonexistent/folder/log", 1);
+    cr_assert_eq(hr_kernel_log_choice(&query, portable_only, info), HR_ERROR_IO);
+    cr_assert(strstr(hr_last_error(), "/nonexistent/folder/log"));
+}
