@@ -1,0 +1,217 @@
+/*
+ * The end of calibration: observers -> amax -> scales, and what the profile should warn of.
+ *
+ * scale = amax / largest code, one a head; for tensor granularity the heads' observers are merged
+ * first, so that one scale fits all heads' values together. Operands with dynamic scales get scales
+ * per head all the same, for information.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "calibrator.h"
+#include "headroom/format.h"
+#include "memory.h"
+#include "profile.h"
+#include "status_internal.h"
+
+static hr_status check_complete(const hr_calibrator *calibrator, const int32_t *layers,
+                                int32_t layer_count)
+{
+    if (calibrator->layer_count == 0)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "nothing was observed; a profile needs at least "
+                                                  "one layer");
+    for (int32_t i = 0; i < layer_count; i++)
+        if (!hr_calibrator_find(calibrator, layers[i]))
+            return hr_fail(HR_ERROR_NOT_FOUND, "layer %d was never observed", layers[i]);
+    if (calibrator->pass < calibrator->passes)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "recipe \"%s\" smooths K before static scales and needs two passes; call "
+                       "hr_calibrator_next_pass and feed the data again",
+                       calibrator->recipe.name);
+    for (int32_t i = 0; calibrator->pass == 2 && i < calibrator->layer_count; i++) {
+        const hr_calibrator_layer *layer = calibrator->layers[i];
+        if (layer->second_tokens != layer->tokens)
+            return hr_fail(HR_ERROR_MISMATCH,
+                           "layer %d: the first pass had %lld tokens, the second %lld; feed the "
+                           "same data in both",
+                           layer->layer, (long long)layer->tokens, (long long)layer->second_tokens);
+    }
+    return HR_OK;
+}
+
+/* amax of each head, from its own observer. */
+static hr_status head_amax(const hr_calibrator *calibrator, const hr_calibrator_layer *layer,
+                           hr_operand operand, float *amax)
+{
+    const hr_observer_config *observer = &calibrator->observer;
+    hr_dtype dtype = hr_operand_recipe_of(&calibrator->recipe, operand)->dtype;
+    int32_t heads = hr_calibrator_layer_heads(layer, operand);
+    int32_t failed_head = -1;
+    hr_status failure = HR_OK;
+#pragma omp parallel for schedule(dynamic)
+    for (int32_t head = 0; head < heads; head++) {
+        hr_status status = observer->type->result(layer->observer[operand][head],
+                                                  observer->parameter, dtype, &amax[head]);
+        if (status != HR_OK)
+#pragma omp critical(hr_head_amax)
+        {
+            failure = status;
+            failed_head = head;
+        }
+    }
+    if (failure == HR_OK) return HR_OK;
+    /* The thread that failed has the message; this one can say where. */
+    return hr_fail(failure, "layer %d, %s head %d: observer %s failed: %s", layer->layer,
+                   hr_operand_letter(operand), failed_head, observer->text,
+                   hr_status_string(failure));
+}
+
+/* One amax for all heads, from their observers merged. */
+static hr_status tensor_amax(const hr_calibrator *calibrator, const hr_calibrator_layer *layer,
+                             hr_operand operand, float *amax)
+{
+    const hr_observer_config *observer = &calibrator->observer;
+    hr_dtype dtype = hr_operand_recipe_of(&calibrator->recipe, operand)->dtype;
+    int32_t heads = hr_calibrator_layer_heads(layer, operand);
+    void *pooled = observer->type->create();
+    if (!pooled) return HR_ERROR_OUT_OF_MEMORY;
+    for (int32_t head = 0; head < heads; head++)
+        observer->type->merge(pooled, layer->observer[operand][head]);
+    hr_status status = observer->type->result(pooled, observer->parameter, dtype, &amax[0]);
+    observer->type->release(pooled);
+    for (int32_t head = 1; head < heads; head++)
+        amax[head] = amax[0];
+    return status;
+}
+
+static float largest(const float *values, int32_t count)
+{
+    float result = 0;
+    for (int32_t i = 0; i < count; i++)
+        if (values[i] > result) result = values[i];
+    return result;
+}
+
+/* Warns of heads that have nothing to quantize. */
+static hr_status warn_head(hr_profile *profile, const hr_calibrator_layer *layer,
+                           hr_operand operand, int32_t head, float amax, float scale)
+{
+    const float *channels = layer->amax[operand] + (int64_t)head * layer->head_dim;
+    float raw = largest(channels, layer->head_dim);
+    const char *letter = hr_operand_letter(operand);
+    if (raw == 0)
+        return hr_profile_warn(profile,
+                               "layer %d: %s head %d is zero over all %lld tokens; its scale is "
+                               "%.3g, and other values than zero would be clipped",
+                               layer->layer, letter, head, (long long)layer->tokens, scale);
+    if (amax == 0)
+        return hr_profile_warn(profile,
+                               "layer %d: %s head %d is the same for all %lld tokens, so mean "
+                               "smoothing leaves zero; its scale is %.3g, the smallest",
+                               layer->layer, letter, head, (long long)layer->tokens, scale);
+    if (scale == HR_SCALE_MIN)
+        return hr_profile_warn(profile,
+                               "layer %d: %s head %d has values of at most %.3g; its scale is "
+                               "%.3g, the smallest, which rounds them coarsely or to zero",
+                               layer->layer, letter, head, raw, scale);
+    return HR_OK;
+}
+
+static hr_status finish_operand(const hr_calibrator *calibrator, const hr_calibrator_layer *layer,
+                                hr_operand operand, hr_profile *profile, float *scale)
+{
+    const hr_operand_recipe *recipe = hr_operand_recipe_of(&calibrator->recipe, operand);
+    int32_t heads = hr_calibrator_layer_heads(layer, operand);
+    float *amax = hr_alloc((size_t)heads, sizeof *amax);
+    if (!amax) return HR_ERROR_OUT_OF_MEMORY;
+    hr_status status = recipe->granularity == HR_GRANULARITY_TENSOR
+                           ? tensor_amax(calibrator, layer, operand, amax)
+                           : head_amax(calibrator, layer, operand, amax);
+    for (int32_t head = 0; status == HR_OK && head < heads; head++) {
+        scale[head] = hr_scale_of_amax(recipe->dtype, amax[head]);
+        status = warn_head(profile, layer, operand, head, amax[head], scale[head]);
+    }
+    free(amax);
+    return status;
+}
+
+static hr_status finish_layer(const hr_calibrator *calibrator, const hr_calibrator_layer *layer,
+                              hr_profile *profile, hr_profile_layer *out)
+{
+    static const hr_profile_array_id scale_id[HR_OPERANDS] = {
+        HR_PROFILE_Q_SCALE, HR_PROFILE_K_SCALE, HR_PROFILE_V_SCALE};
+    static const hr_profile_array_id amax_id[HR_OPERANDS] = {HR_PROFILE_Q_AMAX, HR_PROFILE_K_AMAX,
+                                                             HR_PROFILE_V_AMAX};
+    out->layer = layer->layer;
+    out->num_heads = layer->num_heads;
+    out->num_kv_heads = layer->num_kv_heads;
+    out->head_dim = layer->head_dim;
+    out->tokens = layer->tokens;
+    for (hr_profile_array_id id = 0; id < HR_PROFILE_ARRAYS; id++)
+        HR_TRY(hr_profile_array_allocate(out, id));
+    hr_calibrator_layer_mean(layer, hr_profile_array_data(out, HR_PROFILE_K_MEAN));
+    float *channel_scale = hr_profile_array_data(out, HR_PROFILE_V_CHANNEL_SCALE);
+    for (int64_t i = 0; i < hr_profile_array_size(out, HR_PROFILE_V_CHANNEL_SCALE); i++)
+        channel_scale[i] =
+            hr_scale_of_amax(calibrator->recipe.v.dtype, layer->amax[HR_OPERAND_V][i]);
+    for (hr_operand x = HR_OPERAND_Q; x <= HR_OPERAND_V; x++) {
+        memcpy(hr_profile_array_data(out, amax_id[x]), layer->amax[x],
+               (size_t)hr_profile_array_size(out, amax_id[x]) * sizeof(float));
+        HR_TRY(
+            finish_operand(calibrator, layer, x, profile, hr_profile_array_data(out, scale_id[x])));
+    }
+    return HR_OK;
+}
+
+/* One warning for all layers that saw few tokens: they usually all did. */
+static hr_status warn_tokens(const hr_calibrator *calibrator, hr_profile *profile)
+{
+    int32_t few = 0, first = 0;
+    for (int32_t i = calibrator->layer_count - 1; i >= 0; i--)
+        if (calibrator->layers[i]->tokens < calibrator->min_tokens) {
+            few++;
+            first = i;
+        }
+    if (!few) return HR_OK;
+    return hr_profile_warn(profile,
+                           "%d of %d layers saw fewer than %lld tokens (layer %d: %lld); scales "
+                           "from so few may clip other inputs",
+                           few, calibrator->layer_count, (long long)calibrator->min_tokens,
+                           calibrator->layers[first]->layer,
+                           (long long)calibrator->layers[first]->tokens);
+}
+
+static hr_status fill_profile(const hr_calibrator *calibrator, hr_profile *profile)
+{
+    profile->recipe = calibrator->recipe;
+    profile->hadamard_seed = calibrator->hadamard_seed;
+    profile->causal = calibrator->source.causal;
+    profile->softmax_scale = calibrator->source.softmax_scale;
+    memcpy(profile->observer, calibrator->observer.text, sizeof profile->observer);
+    hr_source_hash(&calibrator->source, profile->data_hash);
+    HR_TRY(warn_tokens(calibrator, profile));
+    for (int32_t i = 0; i < calibrator->layer_count; i++)
+        HR_TRY(finish_layer(calibrator, calibrator->layers[i], profile, &profile->layers[i]));
+    return HR_OK;
+}
+
+hr_status hr_calibrator_finish(hr_calibrator *calibrator, const int32_t *layers,
+                               int32_t layer_count, hr_profile **out)
+{
+    if (!calibrator || !out)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "hr_calibrator_finish: the calibrator and out "
+                                                  "must not be NULL");
+    *out = NULL;
+    HR_TRY(check_complete(calibrator, layers, layers ? layer_count : 0));
+    const hr_source *source = &calibrator->source;
+    hr_profile *profile;
+    HR_TRY(hr_profile_create(calibrator->layer_count, source->model ? source->model : "",
+                             source->rope ? source->rope : "", &profile));
+    hr_status status = fill_profile(calibrator, profile);
+    if (status != HR_OK) {
+        hr_profile_free(profile);
+        return status;
+    }
+    *out = profile;
+    return HR_OK;
+}
