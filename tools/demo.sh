@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The whole data path on one recording: calibrate, pack, run --check, audit.
+#
+#     tools/demo.sh HEADROOM RECORDING FOLDER
+#
+# Shows each command before it runs, and last where the report is.
+set -euo pipefail
+
+if [ $# -ne 3 ]; then
+    echo "usage: tools/demo.sh HEADROOM RECORDING FOLDER" >&2
+    exit 2
+fi
+headroom=$1 recording=$2 folder=$3
+
+step() {
+    printf '\n$ %s\n' "$*"
+    "$@"
+}
+
+mkdir -p "$folder"
+step "$headroom" calibrate "$recording" -o "$folder/profile.safetensors"
+step "$headroom" pack "$recording" --profile "$folder/profile.safetensors" \
+    -o "$folder/packed.safetensors"
+step "$headroom" run "$recording" --profile "$folder/profile.safetensors" --check \
+    -o "$folder/output.safetensors"
+step "$headroom" audit "$recording" --profile "$folder/profile.safetensors" --recipe all \
+    -o "$folder"
+printf '\nThe report: %s\n' "$(cd "$folder" && pwd)/report.html"
