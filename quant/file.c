@@ -144,6 +144,8 @@ void hr_file_abort(hr_file *file)
 
 hr_status hr_file_write_atomic(const char *path, const void *bytes, size_t size)
 {
+    if (!path || (!bytes && size > 0))
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "output path or bytes is NULL");
     hr_file file;
     HR_TRY(hr_file_begin(path, &file));
     HR_TRY(hr_file_append(&file, bytes, size));

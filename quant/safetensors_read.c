@@ -25,6 +25,8 @@
 #include "printable.h"
 #include "status_internal.h"
 
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "tensors are mapped without swapping");
+
 enum { LENGTH_BYTES = 8 };
 static const uint64_t MAX_HEADER_BYTES = 100000000; /* the reference implementation's cap */
 
@@ -42,9 +44,11 @@ struct hr_safetensors {
     unsigned char *data; /* the data section */
     uint64_t data_bytes;
     json_t *header;
-    const json_t *metadata; /* object of strings, or NULL */
-    entry *entries;         /* [count], by begin, then end */
-    const entry **by_name;  /* [count] */
+    const json_t *metadata;     /* object of strings, or NULL */
+    const char **metadata_keys; /* [metadata_count] */
+    int64_t metadata_count;
+    entry *entries;        /* [count], by begin, then end */
+    const entry **by_name; /* [count] */
     int64_t count;
 };
 
@@ -109,8 +113,7 @@ static hr_status parse_header(hr_safetensors *file)
                        (unsigned long long)length, (unsigned long long)file->map_bytes);
     const char *text = (const char *)file->map + LENGTH_BYTES;
     if (length == 0 || text[0] != '{')
-        return hr_fail(HR_ERROR_FORMAT, "the header does not begin with '{': not a safetensors "
-                                        "file");
+        return hr_fail(HR_ERROR_FORMAT, "the header does not begin with '{': not safetensors");
     json_error_t error;
     file->header = json_loadb(text, (size_t)length, JSON_REJECT_DUPLICATES, &error);
     if (!file->header)
@@ -124,10 +127,16 @@ static hr_status parse_header(hr_safetensors *file)
 static hr_status check_metadata(hr_safetensors *file, json_t *metadata)
 {
     if (!json_is_object(metadata)) return hr_fail(HR_ERROR_FORMAT, "__metadata__ is not an object");
+    file->metadata_keys = hr_alloc(json_object_size(metadata), sizeof *file->metadata_keys);
+    if (!file->metadata_keys) return HR_ERROR_OUT_OF_MEMORY;
     const char *key;
     json_t *value;
-    json_object_foreach(metadata, key, value) if (!json_is_string(value)) return hr_fail(
-        HR_ERROR_FORMAT, "__metadata__ \"%s\" is not a string", hr_print(key).text);
+    json_object_foreach (metadata, key, value) {
+        if (!json_is_string(value))
+            return hr_fail(HR_ERROR_FORMAT, "__metadata__ \"%s\" is not a string",
+                           hr_print(key).text);
+        file->metadata_keys[file->metadata_count++] = key;
+    }
     file->metadata = metadata;
     return HR_OK;
 }
@@ -173,13 +182,11 @@ static hr_status parse_tensor(json_t *description, hr_safetensors *file, entry *
     if (!json_is_object(description)) return hr_fail(HR_ERROR_FORMAT, "is not an object");
     const char *key;
     json_t *value;
-    json_object_foreach(
-        description, key,
-        value) if (strcmp(key, "dtype") && strcmp(key, "shape") &&
-                   strcmp(key, "data_offsets")) return hr_fail(HR_ERROR_FORMAT,
-                                                               "unknown key \"%s\"; dtype, shape "
-                                                               "and data_offsets are accepted",
-                                                               hr_print(key).text);
+    json_object_foreach (description, key, value)
+        if (strcmp(key, "dtype") && strcmp(key, "shape") && strcmp(key, "data_offsets"))
+            return hr_fail(HR_ERROR_FORMAT,
+                           "unknown key \"%s\"; dtype, shape and data_offsets are accepted",
+                           hr_print(key).text);
     if (json_object_size(description) != 3)
         return hr_fail(HR_ERROR_FORMAT, "must have dtype, shape and data_offsets");
     const char *dtype_name = json_string_value(json_object_get(description, "dtype"));
@@ -215,8 +222,7 @@ static hr_status parse_entries(hr_safetensors *file)
     if (!file->entries || !file->by_name) return HR_ERROR_OUT_OF_MEMORY;
     const char *name;
     json_t *value;
-    json_object_foreach(file->header, name, value)
-    {
+    json_object_foreach (file->header, name, value) {
         if (strcmp(name, "__metadata__") == 0) {
             HR_TRY(check_metadata(file, value));
             continue;
@@ -295,6 +301,7 @@ static hr_status load(hr_safetensors *file)
 
 hr_status hr_safetensors_open(const char *path, hr_safetensors **out)
 {
+    if (!out) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "out is NULL");
     *out = NULL;
     if (!path) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "the path is NULL");
     hr_safetensors *file = hr_alloc(1, sizeof *file);
@@ -317,6 +324,7 @@ void hr_safetensors_close(hr_safetensors *file)
         free(file->entries[i].aligned_copy);
     free(file->entries);
     free(file->by_name);
+    free(file->metadata_keys);
     json_decref(file->header);
     if (file->map) munmap(file->map, (size_t)file->map_bytes);
     free(file->path);
@@ -335,16 +343,18 @@ int64_t hr_safetensors_count(const hr_safetensors *file)
 
 const char *hr_safetensors_name(const hr_safetensors *file, int64_t index)
 {
-    return file->entries[index].name;
+    return index >= 0 && index < file->count ? file->entries[index].name : NULL;
 }
 
 hr_tensor hr_safetensors_tensor(const hr_safetensors *file, int64_t index)
 {
-    return file->entries[index].tensor;
+    if (index >= 0 && index < file->count) return file->entries[index].tensor;
+    return hr_tensor_view(HR_DTYPE_U8, 1, (int64_t[]){0}, NULL);
 }
 
 hr_status hr_safetensors_find(const hr_safetensors *file, const char *name, hr_tensor *out)
 {
+    if (!name || !out) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "name or out is NULL");
     const entry key = {.name = name}, *wanted = &key;
     const entry **found =
         bsearch(&wanted, file->by_name, (size_t)file->count, sizeof *file->by_name, compare_names);
@@ -358,6 +368,11 @@ hr_status hr_safetensors_find(const hr_safetensors *file, const char *name, hr_t
 const char *hr_safetensors_metadata(const hr_safetensors *file, const char *key)
 {
     return json_string_value(json_object_get(file->metadata, key));
+}
+
+const char *hr_safetensors_metadata_key(const hr_safetensors *file, int64_t index)
+{
+    return index >= 0 && index < file->metadata_count ? file->metadata_keys[index] : NULL;
 }
 
 void hr_safetensors_hash(const hr_safetensors *file, char out[33])

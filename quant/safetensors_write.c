@@ -35,6 +35,7 @@ struct hr_safetensors_writer {
 
 hr_status hr_safetensors_writer_create(hr_safetensors_writer **out)
 {
+    if (!out) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "out is NULL");
     *out = NULL;
     hr_safetensors_writer *writer = hr_alloc(1, sizeof *writer);
     if (!writer) return HR_ERROR_OUT_OF_MEMORY;
@@ -146,6 +147,8 @@ static hr_status add(hr_safetensors_writer *writer, const char *name, item next)
 static hr_status add_item(hr_safetensors_writer *writer, const char *name, const hr_tensor *tensor,
                           item next)
 {
+    if (!writer || !name || !tensor)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "writer, name or tensor is NULL");
     hr_status status = describe(tensor, &next);
     if (status == HR_OK && !next.fill && !tensor->data && next.bytes > 0)
         status = hr_fail(HR_ERROR_INVALID_ARGUMENT, "its data is NULL");
@@ -164,12 +167,15 @@ hr_status hr_safetensors_add_source(hr_safetensors_writer *writer, const char *n
                                     const hr_tensor *tensor, hr_safetensors_fill *fill,
                                     void *context)
 {
+    if (!fill) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "fill is NULL");
     return add_item(writer, name, tensor, (item){.fill = fill, .context = context});
 }
 
 hr_status hr_safetensors_set_metadata(hr_safetensors_writer *writer, const char *key,
                                       const char *value)
 {
+    if (!writer || !key || !value)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "writer, key or value is NULL");
     if (json_object_set_new(writer->metadata, key, json_string(value)) != 0)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "metadata \"%s\": key or value is not UTF-8",
                        hr_print(key).text);
@@ -260,7 +266,8 @@ static hr_status append_data(const item *at, void *context)
 
 hr_status hr_safetensors_write(const hr_safetensors_writer *writer, const char *path)
 {
-    if (!path) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "the output path is NULL");
+    if (!writer || !path)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "writer or output path is NULL");
     char *header = NULL;
     size_t header_bytes = 0;
     hr_status status = make_header(writer, &header, &header_bytes);

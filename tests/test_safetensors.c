@@ -90,17 +90,38 @@ Test(safetensors_read, tensors_come_in_offset_order)
 
 Test(safetensors_read, misaligned_tensors_are_aligned)
 {
+    char header[256] = "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+                       "\"b\":{\"dtype\":\"I32\",\"shape\":[1],\"data_offsets\":[1,5]}}";
+    for (int padding = 0; padding < 4; padding++) { /* at all four places in a word */
+        hr_safetensors *file;
+        cr_assert_eq(open_text(header, 5, &file), HR_OK, "%s", hr_last_error());
+        hr_tensor b;
+        cr_assert_eq(hr_safetensors_find(file, "b", &b), HR_OK);
+        cr_assert_eq((uintptr_t)b.data % 4, 0);
+        cr_assert_eq(*(int32_t *)b.data, 0x04030201);
+        hr_safetensors_close(file);
+        strcat(header, " ");
+    }
+}
+
+Test(safetensors_read, queries_out_of_range)
+{
     hr_safetensors *file;
-    /* 118 bytes of header and length put the I32 at an odd place of the mapping. */
-    cr_assert_eq(open_text("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
-                           "\"b\":{\"dtype\":\"I32\",\"shape\":[1],\"data_offsets\":[1,5]}} ",
-                           5, &file),
-                 HR_OK, "%s", hr_last_error());
-    hr_tensor b;
-    cr_assert_eq(hr_safetensors_find(file, "b", &b), HR_OK);
-    cr_assert_eq((uintptr_t)b.data % 4, 0);
-    cr_assert_eq(*(int32_t *)b.data, 0x04030201);
+    cr_assert_eq(open_text("{\"__metadata__\":{\"z\":\"1\",\"a\":\"2\"}}", 0, &file), HR_OK);
+    cr_assert_str_eq(hr_safetensors_metadata_key(file, 0), "z");
+    cr_assert_str_eq(hr_safetensors_metadata_key(file, 1), "a");
+    cr_assert_null(hr_safetensors_metadata_key(file, 2));
+    cr_assert_null(hr_safetensors_metadata_key(file, -1));
+    cr_assert_null(hr_safetensors_metadata(file, "b"));
+    cr_assert_null(hr_safetensors_name(file, 0));
+    hr_tensor none = hr_safetensors_tensor(file, 0);
+    cr_assert_null(none.data);
+    cr_assert_eq(hr_tensor_size(&none), 0);
+    cr_assert_eq(hr_safetensors_find(file, NULL, &none), HR_ERROR_INVALID_ARGUMENT);
     hr_safetensors_close(file);
+    cr_assert_eq(hr_safetensors_open(NULL, &file), HR_ERROR_INVALID_ARGUMENT);
+    cr_assert_eq(hr_safetensors_open("x", NULL), HR_ERROR_INVALID_ARGUMENT);
+    hr_safetensors_close(NULL);
 }
 
 Test(safetensors_read, bad_file_kinds)

@@ -3,12 +3,8 @@
  * a failed write leaves neither the target nor a temporary file.
  */
 #include <criterion/criterion.h>
-#include <fcntl.h>
-#include <signal.h>
 #include <stdint.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 
 #include "safetensors.h"
 #include "scratch_dir.h"
@@ -87,6 +83,132 @@ Test(safetensors_write, scalars_empty_tensors_and_nothing)
     cr_assert_eq(hr_safetensors_find(file, "empty", &back), HR_OK);
     cr_assert_eq(back.shape[0], 0);
     cr_assert_eq(back.shape[1], 7);
+    hr_safetensors_close(file);
+    hr_safetensors_writer_free(writer);
+    scratch_close(&scratch);
+}
+
+Test(safetensors_write, data_begins_at_64_bytes_and_large_elements_first)
+{
+    static const uint8_t bytes[16] = {0};
+    scratch_dir scratch = scratch_open();
+    scratch_path path = scratch_file(&scratch, "x.safetensors");
+    hr_safetensors_writer *writer = new_writer();
+    add(writer, "bytes", HR_DTYPE_U8, 1, (int64_t[]){3}, bytes);
+    add(writer, "halves", HR_DTYPE_F16, 1, (int64_t[]){3}, bytes);
+    add(writer, "longs", HR_DTYPE_I64, 1, (int64_t[]){1}, bytes);
+    add(writer, "more bytes", HR_DTYPE_I8, 1, (int64_t[]){5}, bytes);
+    hr_safetensors *file = write_and_open(writer, path.text);
+    const char *const order[] = {"longs", "halves", "bytes", "more bytes"};
+    for (int i = 0; i < 4; i++)
+        cr_assert_str_eq(hr_safetensors_name(file, i), order[i]);
+    hr_tensor first = hr_safetensors_tensor(file, 0);
+    cr_assert_eq((uintptr_t)first.data % 64, 0); /* the mapping begins at a page */
+    struct stat status;
+    cr_assert_eq(stat(path.text, &status), 0);
+    cr_assert_eq(status.st_size % 64, 8 + 6 + 3 + 5);
+    hr_safetensors_close(file);
+    hr_safetensors_writer_free(writer);
+    scratch_close(&scratch);
+}
+
+static hr_status try_add(const char *name, hr_tensor tensor)
+{
+    hr_safetensors_writer *writer = new_writer();
+    hr_status status = hr_safetensors_add(writer, name, &tensor);
+    hr_safetensors_writer_free(writer);
+    return status;
+}
+
+Test(safetensors_write, bad_tensors_are_refused)
+{
+    static float values[6];
+    hr_tensor good = hr_tensor_view(HR_DTYPE_F32, 2, (int64_t[]){2, 3}, values), bad;
+    cr_assert_eq(try_add("x", good), HR_OK);
+    cr_assert_eq(try_add("__metadata__", good), HR_ERROR_INVALID_ARGUMENT);
+    cr_assert(strstr(hr_last_error(), "reserved"));
+    cr_assert_eq(try_add("\xff", good), HR_ERROR_INVALID_ARGUMENT);
+    cr_assert(strstr(hr_last_error(), "UTF-8"));
+    bad = good, bad.stride[0] = 4;
+    cr_assert_eq(try_add("x", bad), HR_ERROR_INVALID_ARGUMENT);
+    cr_assert_str_eq(hr_last_error(), "tensor \"x\": is not contiguous");
+    bad = good, bad.data = NULL;
+    cr_assert_eq(try_add("x", bad), HR_ERROR_INVALID_ARGUMENT);
+    bad = good, bad.ndim = 5;
+    cr_assert_eq(try_add("x", bad), HR_ERROR_INVALID_ARGUMENT);
+    bad = good, bad.shape[1] = -3;
+    cr_assert_eq(try_add("x", bad), HR_ERROR_INVALID_ARGUMENT);
+    bad = hr_tensor_view(HR_DTYPE_F32, 1, (int64_t[]){INT64_MAX / 2}, values);
+    cr_assert_eq(try_add("x", bad), HR_ERROR_INVALID_ARGUMENT);
+    cr_assert(strstr(hr_last_error(), "overflows"));
+    bad = hr_tensor_view(HR_DTYPE_I4, 2, (int64_t[]){2, 3}, values);
+    cr_assert_eq(try_add("x", bad), HR_ERROR_INVALID_ARGUMENT);
+    cr_assert(strstr(hr_last_error(), "must be even"));
+    bad = good, bad.dtype = HR_DTYPE_COUNT;
+    cr_assert_eq(try_add("x", bad), HR_ERROR_INVALID_ARGUMENT);
+
+    hr_safetensors_writer *writer = new_writer();
+    add(writer, "x", HR_DTYPE_F32, 1, (int64_t[]){6}, values);
+    cr_assert_eq(hr_safetensors_add(writer, "x", &good), HR_ERROR_INVALID_ARGUMENT);
+    cr_assert_str_eq(hr_last_error(), "tensor \"x\": was added already");
+    cr_assert_eq(hr_safetensors_set_metadata(writer, "key", "\xff"), HR_ERROR_INVALID_ARGUMENT);
+    cr_assert_eq(hr_safetensors_set_metadata(writer, "key", NULL), HR_ERROR_INVALID_ARGUMENT);
+    hr_safetensors_writer_free(writer);
+}
+
+static hr_status fill_ramp(void *context, void *buffer)
+{
+    int *calls = context;
+    (*calls)++;
+    for (int i = 0; i < 4; i++)
+        ((int32_t *)buffer)[i] = i * i;
+    return HR_OK;
+}
+
+static hr_status fill_fails(void *context, void *buffer)
+{
+    (void)context, (void)buffer;
+    return hr_fail(HR_ERROR_NUMERIC, "no value here");
+}
+
+Test(safetensors_write, data_made_while_writing)
+{
+    scratch_dir scratch = scratch_open();
+    scratch_path path = scratch_file(&scratch, "x.safetensors");
+    hr_safetensors_writer *writer = new_writer();
+    hr_tensor view = hr_tensor_view(HR_DTYPE_I32, 1, (int64_t[]){4}, NULL);
+    int calls = 0;
+    cr_assert_eq(hr_safetensors_add_source(writer, "x", &view, fill_ramp, &calls), HR_OK);
+    hr_safetensors *file = write_and_open(writer, path.text);
+    cr_assert_eq(calls, 1);
+    hr_tensor x = hr_safetensors_tensor(file, 0);
+    cr_assert_arr_eq(x.data, ((int32_t[]){0, 1, 4, 9}), 16);
+    hr_safetensors_close(file);
+
+    cr_assert_eq(unlink(path.text), 0);
+    cr_assert_eq(hr_safetensors_add_source(writer, "y", &view, fill_fails, NULL), HR_OK);
+    cr_assert_eq(hr_safetensors_write(writer, path.text), HR_ERROR_NUMERIC);
+    cr_assert_str_eq(hr_last_error(), "no value here");
+    cr_assert_eq(scratch_count(&scratch, NULL), 0);
+    hr_safetensors_writer_free(writer);
+    scratch_close(&scratch);
+}
+
+Test(safetensors_write, hash_of_the_data_section)
+{
+    scratch_dir scratch = scratch_open();
+    scratch_path path = scratch_file(&scratch, "x.safetensors");
+    hr_safetensors_writer *writer = new_writer();
+    hr_safetensors *file = write_and_open(writer, path.text);
+    char hash[33];
+    hr_safetensors_hash(file, hash);
+    cr_assert_str_eq(hash, "99aa06d3014798d86001c324468d497f"); /* of no bytes: xxhsum -H2 */
+    hr_safetensors_close(file);
+    add(writer, "x", HR_DTYPE_U8, 1, (int64_t[]){3}, "abc");
+    cr_assert_eq(hr_safetensors_set_metadata(writer, "not", "hashed"), HR_OK);
+    file = write_and_open(writer, path.text);
+    hr_safetensors_hash(file, hash);
+    cr_assert_str_eq(hash, "06b05ab6733a618578af5f94892f3950"); /* printf abc | xxhsum -H2 */
     hr_safetensors_close(file);
     hr_safetensors_writer_free(writer);
     scratch_close(&scratch);

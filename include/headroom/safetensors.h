@@ -34,7 +34,8 @@ HR_API int64_t hr_safetensors_count(const hr_safetensors *file);
 /*
  * Name and view of the i-th tensor, in file-offset order. Read-only memory owned by the file,
  * aligned to the element: a tensor that lies misaligned in the file, which the format allows, is
- * copied once when the file is opened.
+ * copied once when the file is opened. An index out of range gives NULL, and a view of NULL without
+ * elements.
  */
 HR_API const char *hr_safetensors_name(const hr_safetensors *file, int64_t index);
 HR_API hr_tensor hr_safetensors_tensor(const hr_safetensors *file, int64_t index);
@@ -45,6 +46,10 @@ HR_API hr_status hr_safetensors_find(const hr_safetensors *file, const char *nam
 
 /* A string of __metadata__, or NULL. Owned by the file. */
 HR_API const char *hr_safetensors_metadata(const hr_safetensors *file, const char *key);
+
+/* The index-th key of __metadata__ in the file's order, or NULL past the last. Owned by the file.
+ */
+HR_API const char *hr_safetensors_metadata_key(const hr_safetensors *file, int64_t index);
 
 /* XXH3 128-bit hash of the data section, as 32 hex digits in a buffer of 33 bytes. */
 HR_API void hr_safetensors_hash(const hr_safetensors *file, char out[33]);
