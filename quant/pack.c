@@ -19,6 +19,7 @@
 #include "pack_encode.h"
 #include "pack_layout.h"
 #include "pack_scale.h"
+#include "packed_memory.h"
 #include "status_internal.h"
 #include "tensor_rows.h"
 #include "transform.h"
@@ -158,37 +159,6 @@ static hr_status run_job(pack_job *job)
     return job_status(job);
 }
 
-/* Memory of the result; on failure the caller frees what is there. */
-static hr_status allocate_packed(hr_packed *out, const hr_pack_options *options)
-{
-    size_t heads = (size_t)out->num_heads, head_dim = (size_t)out->head_dim;
-    bool smoothed = out->recipe.transform & HR_TRANSFORM_MEAN;
-    out->cu_seqlens = hr_alloc((size_t)out->batch + 1, sizeof *out->cu_seqlens);
-    out->slot_offset = hr_alloc((size_t)out->batch + 1, sizeof *out->slot_offset);
-    if (!out->cu_seqlens || !out->slot_offset) return HR_ERROR_OUT_OF_MEMORY;
-    memcpy(out->cu_seqlens, options->cu_seqlens,
-           ((size_t)out->batch + 1) * sizeof *out->cu_seqlens);
-    hr_layout_measure(out);
-    out->scale_count =
-        hr_scale_count(&out->recipe, out->num_heads, out->head_dim, out->batch, out->cu_seqlens);
-    out->codes = hr_alloc(heads, out->head_bytes);
-    if (!out->codes) return HR_ERROR_OUT_OF_MEMORY;
-    if (out->recipe.granularity != HR_GRANULARITY_NONE) {
-        out->scale = hr_alloc((size_t)out->scale_count, sizeof *out->scale);
-        if (!out->scale) return HR_ERROR_OUT_OF_MEMORY;
-    }
-    if (out->recipe.dtype == HR_DTYPE_U4) {
-        out->zero_point = hr_alloc((size_t)out->scale_count, 1);
-        if (!out->zero_point) return HR_ERROR_OUT_OF_MEMORY;
-    }
-    if (smoothed && !(out->mean = hr_alloc(heads * head_dim, sizeof *out->mean)))
-        return HR_ERROR_OUT_OF_MEMORY;
-    if (options->k_mean &&
-        !(out->lse_bias = hr_alloc(heads * (size_t)out->total_tokens, sizeof *out->lse_bias)))
-        return HR_ERROR_OUT_OF_MEMORY;
-    return HR_OK;
-}
-
 static hr_status allocate_job(pack_job *job)
 {
     const hr_packed *out = job->out;
@@ -213,7 +183,8 @@ static hr_status allocate_job(pack_job *job)
 static hr_status pack_allocated(pack_job *job)
 {
     hr_packed *out = job->out;
-    HR_TRY(allocate_packed(out, job->options));
+    HR_TRY(hr_packed_measure(out, job->options->cu_seqlens));
+    HR_TRY(hr_packed_allocate(out, job->options->k_mean != NULL));
     HR_TRY(allocate_job(job));
     memset(job->bad, 0xff, (size_t)out->num_heads * sizeof *job->bad); /* -1: nothing found */
     if (job->options->static_scale)
@@ -251,17 +222,4 @@ hr_status hr_pack(hr_operand operand, const hr_operand_recipe *recipe, const hr_
     free(job.groups);
     if (status != HR_OK) hr_packed_free(out);
     return status;
-}
-
-void hr_packed_free(hr_packed *packed)
-{
-    if (!packed) return;
-    free(packed->cu_seqlens);
-    free(packed->slot_offset);
-    free(packed->codes);
-    free(packed->scale);
-    free(packed->zero_point);
-    free(packed->mean);
-    free(packed->lse_bias);
-    *packed = (hr_packed){0};
 }

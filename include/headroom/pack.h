@@ -160,13 +160,19 @@ HR_API void hr_packed_layer_free(hr_packed_layer *layer);
 
 /*
  * Packed files: safetensors with, for each layer i and operand x of q, k, v,
- *     model.layers.{i}.self_attn.{x}        the codes of the ROWS layout, [heads, tokens, head_dim]
- *                                           (nibbles as U8 [heads, tokens, head_dim / 2]); other
- *                                           layouts as U8 [heads, head_bytes]
- *     ...{x}.scale / .zero_point / .mean / .lse_bias     as in hr_packed
- *     cu_seqlens                            I32 [batch + 1]
- *     __metadata__: headroom.kind=packed, headroom.version=1, headroom.recipe (text), layout ids,
- *                   causal, softmax_scale, hadamard_seed, model
+ *     model.layers.{i}.self_attn.{x}     codes: ROWS as [heads, tokens, head_dim] of the dtype
+ *                                        (nibbles as U8 [heads, tokens, head_dim / 2]), other
+ *                                        layouts as U8 [heads, head_bytes]
+ *     ...{x}.scale                       F32, shaped as hr_granularity says
+ *     ...{x}.zero_point                  U8, likewise, for U4
+ *     ...k.mean, ...q.lse_bias           F32 [heads, head_dim] and [heads, tokens], where K is
+ *                                        smoothed
+ *     cu_seqlens                         I32 [batch + 1]
+ *     cu_seqlens_kv                      the same for K and V, where they differ from Q's
+ * and the __metadata__ headroom.kind=packed, headroom.version=1, headroom.recipe (text),
+ * headroom.layers ("0,1,2"), headroom.{q,k,v}_layout (names), headroom.causal (true or false),
+ * headroom.softmax_scale, headroom.hadamard_seed (decimal; 0 where nothing is rotated),
+ * headroom.model.
  */
 typedef struct hr_packed_file hr_packed_file; /* opaque: layers in memory */
 
@@ -178,13 +184,19 @@ typedef struct hr_packed_file_info {
     int32_t layer_count;
 } hr_packed_file_info;
 
-/* Writes layers (numbers layer[i]) with what `info` says; info->path and layer_count are ignored.
+/*
+ * Writes layers with the rising numbers layer[i] and what `info` says; info->path and layer_count
+ * are ignored. Layers that do not share recipe, layouts, sequences and seed are HR_ERROR_MISMATCH.
  */
 HR_API hr_status hr_packed_write(const char *path, const hr_packed_file_info *info,
                                  const int32_t *layer, const hr_packed_layer *layers,
                                  int32_t layer_count) HR_NODISCARD;
 
-/* Reads and validates everything: shapes, layout ids, scales finite and > 0, code ranges. */
+/*
+ * Reads and validates everything: shapes, layout ids, scales finite and > 0, code ranges, padding.
+ * A tensor or metadata that is missing, superfluous or wrong is HR_ERROR_FORMAT, and the message
+ * names the file, the tensor and the value.
+ */
 HR_API hr_status hr_packed_read(const char *path, hr_packed_file **out) HR_NODISCARD;
 HR_API void hr_packed_file_free(hr_packed_file *file);
 HR_API hr_packed_file_info hr_packed_file_get_info(const hr_packed_file *file);
