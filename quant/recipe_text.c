@@ -243,6 +243,10 @@ static void format_value(const hr_operand_recipe *operand, int field, char out[1
 /*
  * The settings that turn `preset` into `recipe`, in `out`. Fields are written in the order of
  * `fields`; after each, `from` holds what the parser would know, implications included.
+ *
+ * The longest text is four dtypes (52 characters), three granularities such as
+ * "q.granularity=block65536," (75), two scales (33), two transforms (48) and the preset's name (9):
+ * 217, so that HR_RECIPE_NAME_BYTES always holds it.
  */
 static void write_settings(const hr_recipe *preset, hr_recipe *recipe, char *out, size_t size)
 {

@@ -69,7 +69,7 @@ typedef struct hr_operand_recipe {
     uint32_t transform; /* HR_TRANSFORM_* bits */
 } hr_operand_recipe;
 
-enum { HR_RECIPE_NAME_BYTES = 256 }; /* the longest canonical text has 212 characters */
+enum { HR_RECIPE_NAME_BYTES = 256 }; /* more than any canonical text */
 
 typedef struct hr_recipe {
     char name[HR_RECIPE_NAME_BYTES]; /* canonical text; parses back to the same recipe */
