@@ -64,10 +64,16 @@ typedef struct hr_audit_config {
     hr_audit_scores summary; /* over the whole recording */
 } hr_audit_config;
 
+typedef struct hr_audit_layer {
+    int32_t layer; /* number in the model */
+    int32_t num_heads, num_kv_heads, head_dim;
+    hr_dtype dtype; /* of the recording */
+} hr_audit_layer;
+
 typedef struct hr_audit {
     int32_t layer_count;
-    int32_t *layer;       /* [layer_count] layer numbers */
-    int32_t *head_offset; /* [layer_count + 1] */
+    hr_audit_layer *layers; /* [layer_count] in ascending order of number */
+    int32_t *head_offset;   /* [layer_count + 1] */
     int32_t config_count;
     hr_audit_config *configs; /* bf16 first */
     int32_t top_k;
@@ -84,7 +90,7 @@ typedef struct hr_audit_options {
     const char *const *observers; /* for recipes with static scales; NULL: absmax */
     int32_t observer_count;
     const hr_profile *profile; /* used instead of calibrating, for recipes it fits */
-    const int32_t *layers;     /* NULL: all */
+    const int32_t *layers;     /* layer numbers, each once; NULL: all */
     int32_t layer_count;
     int32_t threads; /* 0: OpenMP's default */
     int32_t repeats; /* timed runs a config; 0: 7 */
