@@ -12,7 +12,7 @@
 #include <time.h>
 
 #include "audit_internal.h"
-#include "machine.h"
+#include "headroom/machine.h"
 #include "memory.h"
 #include "status_internal.h"
 

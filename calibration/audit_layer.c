@@ -46,7 +46,10 @@ static hr_status to_f32(const hr_tensor *tensor, float **out)
     int64_t count = hr_tensor_size(tensor);
     *out = hr_alloc((size_t)count, sizeof(float));
     if (!*out) return HR_ERROR_OUT_OF_MEMORY;
-    return hr_decode(tensor->dtype, tensor->data, count, 1.0f, 0, *out);
+    if (tensor->dtype != HR_DTYPE_F32)
+        return hr_decode(tensor->dtype, tensor->data, count, 1.0f, 0, *out);
+    memcpy(*out, tensor->data, (size_t)count * sizeof(float));
+    return HR_OK;
 }
 
 static hr_tensor f32_view(const hr_tensor *like, float *data)
