@@ -102,10 +102,10 @@ class Scores:
                 "top_k_agreement": short(self.top_k / self.heads)}
 
 
-def head_scores(rng, difficulty, quant, kernel, nonfinite):
+def head_scores(rng, difficulty, rms, quant, kernel, nonfinite):
     scores = Scores()
     count = TOKENS * HEAD_DIM
-    reference = count * rng.uniform(0.05, 0.4) ** 2
+    reference = count * rms * rms
     quant *= difficulty * math.exp(rng.gauss(0, 0.12))
     kernel *= math.exp(rng.gauss(0, 0.1))
     for part, rel in (("quant", quant), ("kernel", kernel), ("total", math.hypot(quant, kernel))):
@@ -127,15 +127,14 @@ def format_json(formats):
     return {**result, "p": {"dtype": formats[3]}}
 
 
-def make_config(rng, row, difficulty, nonfinite_head):
-    """One config and, for the choice, the error sums of its heads."""
+def make_config(rng, row, heads_of_layers, nonfinite_head):
     ident, recipe, observer, formats, isa, bits, ms, quant, kernel = row
     layers, summary = [], Scores()
-    for layer, heads in enumerate(difficulty):
+    for layer, heads in enumerate(heads_of_layers):
         layer_scores, rows = Scores(), []
-        for head, hard in enumerate(heads):
+        for head, (hard, rms) in enumerate(heads):
             bad = 37 if nonfinite_head == (ident, layer, head) else 0
-            scores = head_scores(rng, hard, quant, kernel, bad)
+            scores = head_scores(rng, hard, rms, quant, kernel, bad)
             layer_scores.add(scores)
             rows.append({"head": head, "scores": scores.json()})
         summary.add(layer_scores)
@@ -204,10 +203,11 @@ def make_report(num_layers=6, num_heads=12, rows=None, nonfinite_head=None, seed
     """A report of num_layers x num_heads heads. nonfinite_head: (config id, layer, head)."""
     rng = random.Random(seed)
     rows = CONFIGS if rows is None else rows
-    difficulty = [[math.exp(rng.gauss(0, 0.22) + (1.1 if rng.random() < 0.06 else 0)
-                            + 0.25 * math.sin(layer)) for _ in range(num_heads)]
-                  for layer in range(num_layers)]
-    configs = [make_config(rng, row, difficulty, nonfinite_head) for row in rows]
+    # Of each head: how hard it is to quantize, and the RMS of its output.
+    heads = [[(math.exp(rng.gauss(0, 0.22) + (1.1 if rng.random() < 0.06 else 0)
+                        + 0.25 * math.sin(layer)), rng.uniform(0.05, 0.4))
+              for _ in range(num_heads)] for layer in range(num_layers)]
+    configs = [make_config(rng, row, heads, nonfinite_head) for row in rows]
     return {
         "schema": "headroom-report",
         "schema_version": 1,

@@ -1,0 +1,315 @@
+/* The page: its state, the answer in words, and what happens when something is changed. */
+
+const SLIDER_STEPS = 400;
+
+class View {
+  constructor(report) {
+    this.model = buildModel(report);
+    this.metrics = listMetrics(report.top_k);
+    this.domain = budgetDomain(this.model);
+    this.given = report.choice.budget;
+    this.choice = choose(this.model, this.given);
+    const frugal = this.model.ranked[0];
+    const worst = frugal.worst_heads[0];
+    this.state = {
+      budget: this.given,
+      metric: "total.rel_l2",
+      mapConfig: -1, // -1: what each head chose
+      worstConfig: frugal.index,
+      head: this.model.heads.findIndex((h) => h.layer === worst.layer && h.head === worst.head),
+      sort: { key: null, descending: false },
+    };
+    this.choiceMap = new HeadMap(this, document.getElementById("map-choice"));
+    this.errorMap = new HeadMap(this, document.getElementById("map-error"));
+    this.wire();
+  }
+
+  wire() {
+    const { model, metrics } = this;
+    const names = model.configs.map((config) => [config.index, `${config.key}  ${config.id}`]);
+    options("metric", metrics.map((m) => [m.key, m.title, m.group]), this.state.metric,
+            (key) => { this.state.metric = key; paintErrorMap(this); });
+    options("map-config", [[-1, "chosen for each head"], ...names], this.state.mapConfig,
+            (index) => this.selectConfig(Number(index)));
+    options("worst-config", names, this.state.worstConfig,
+            (index) => { this.state.worstConfig = Number(index); drawWorst(this); });
+    const slider = document.getElementById("budget"), exact = document.getElementById("budget-number");
+    const reset = document.getElementById("budget-reset");
+    const [low, high] = this.domain;
+    slider.max = SLIDER_STEPS;
+    slider.addEventListener("input", () =>
+      this.setBudget(Number((low * (high / low) ** (slider.value / SLIDER_STEPS)).toPrecision(3))));
+    exact.addEventListener("change", () => {
+      const value = Number(exact.value.replace(",", "."));
+      this.setBudget(value > 0 && Number.isFinite(value) ? value : this.state.budget);
+    });
+    reset.textContent = `Report's ${plainText(this.given)}`;
+    reset.addEventListener("click", () => this.setBudget(this.given));
+    let frame = 0;
+    window.addEventListener("resize", () => {
+      cancelAnimationFrame(frame);
+      frame = requestAnimationFrame(() => this.drawAll());
+    });
+  }
+
+  setBudget(budget) {
+    this.state.budget = budget;
+    this.choice = choose(this.model, budget);
+    cancelAnimationFrame(this.frame);
+    this.frame = requestAnimationFrame(() => this.drawChoice());
+  }
+
+  sortBy(column) {
+    const { sort } = this.state;
+    const again = sort.key === column.key;
+    this.state.sort = { key: column.key, descending: again ? !sort.descending : Boolean(column.down) };
+    drawConfigs(this);
+  }
+
+  /* A config picked in the plot: picked again, it is let go. */
+  pickConfig(index) {
+    const picked = this.state.mapConfig === index ? -1 : index;
+    if (picked >= 0) {
+      this.state.worstConfig = picked;
+      document.getElementById("worst-config").value = picked;
+      drawWorst(this);
+    }
+    document.getElementById("map-config").value = picked;
+    this.selectConfig(picked);
+    const dot = document.querySelector(`.point[data-config="${index}"]`);
+    if (dot) dot.focus({ preventScroll: true });
+  }
+
+  selectConfig(index) {
+    this.state.mapConfig = index;
+    drawPlot(this);
+    drawConfigs(this);
+    paintErrorMap(this);
+  }
+
+  pickHead(index, scroll) {
+    this.state.head = index;
+    drawHead(this);
+    this.showCursors(null);
+    if (scroll) document.getElementById("maps-heading").scrollIntoView();
+  }
+
+  hoverHead(index) {
+    this.showCursors(index);
+  }
+
+  showCursors(hovered) {
+    for (const map of [this.choiceMap, this.errorMap]) map.show(hovered, this.state.head);
+  }
+
+  drawChoice() {
+    const [low, high] = this.domain, { budget } = this.state;
+    const slider = document.getElementById("budget"), exact = document.getElementById("budget-number");
+    slider.value = Math.round(SLIDER_STEPS * Math.log(budget / low) / Math.log(high / low));
+    slider.setAttribute("aria-valuetext", `${plainText(budget)} relative L2`);
+    exact.value = plainText(budget);
+    document.getElementById("budget-reset").disabled = budget === this.given;
+    drawAnswer(this);
+    drawComposition(this);
+    drawCurve(this);
+    drawPlot(this);
+    drawConfigs(this);
+    paintChoiceMap(this);
+    paintErrorMap(this);
+    drawHead(this);
+    drawWorst(this);
+    this.showCursors(null);
+  }
+
+  drawAll() {
+    layoutMaps(this);
+    this.drawChoice();
+  }
+}
+
+/* entries: [value, text, group]. */
+function options(id, entries, value, change) {
+  const select = document.getElementById(id), groups = new Map();
+  for (const [key, text, group] of entries) {
+    const option = element("option", { value: key }, shorten(text, 60));
+    if (!group) { select.append(option); continue; }
+    if (!groups.has(group)) {
+      groups.set(group, element("optgroup", { label: group }));
+      select.append(groups.get(group));
+    }
+    groups.get(group).append(option);
+  }
+  select.value = value;
+  select.addEventListener("change", () => change(select.value));
+}
+
+/* "At a budget of 0.05 relative L2, 30 of 72 heads live with int4: a mean of 7.0 bits ..." */
+function drawAnswer(view) {
+  const { model, choice } = view, total = model.heads.length;
+  const most = model.ranked.reduce((best, config) =>
+    choice.counts[config.index] > (best ? choice.counts[best.index] : 0) ? config : best, null);
+  const strong = (text) => element("strong", null, text);
+  const parts = [`At a budget of ${plainText(choice.budget)} relative L2, `];
+  if (!most)
+    parts.push(element("span", { class: "alarm" }, `no head can live with any of ${plural(model.configs.length, "config")}`), ".");
+  else {
+    const count = choice.counts[most.index];
+    parts.push(strong(`${count} of ${plural(total, "head")}`), count === 1 ? " lives with " : " live with ",
+               strong(shorten(most.id, 40)), ...meanWords(choice.meanBits, strong));
+  }
+  document.getElementById("answer").replaceChildren(...parts);
+  drawStats(view);
+}
+
+function meanWords(bits, strong) {
+  const text = bits.toFixed(1);
+  if (text === "16.0") return [", and the mean over all stays at ", strong("16 bits"), " per K/V element."];
+  return [", and the mean over all is ", strong(`${text} bits`), " per K/V element ",
+          bits < 16 ? "instead of 16." : "where bf16 takes 16."];
+}
+
+function drawStats(view) {
+  const { model, choice } = view, total = model.heads.length, met = total - choice.unmet;
+  const fastest = model.configs.reduce((a, b) => b.timing.median_ms < a.timing.median_ms ? b : a);
+  const stat = (name, value, detail) => element("div", null, element("dt", null, name),
+    element("dd", null, value, " ", detail ? element("small", null, detail) : null));
+  const items = [
+    stat("K/V cache", cacheText(16 / choice.meanBits), "than bf16"),
+    stat("Within the budget", `${met}`, `of ${plural(total, "head")}`),
+    stat("Worst chosen error", met ? numberText(choice.worst) : "–", "relative L2"),
+  ];
+  if (fastest.timing.x_baseline !== null && fastest.index !== 0)
+    items.push(stat("Fastest config", `${numberText(fastest.timing.x_baseline)}× bf16`, shorten(fastest.id, 24)));
+  const broken = model.configs.filter((config) => config.summary.total.nonfinite > 0);
+  if (broken.length) {
+    const item = stat("Output not finite", "");
+    item.lastChild.append(element("span", { class: "nonfinite" }, broken.map((config) => shorten(config.id, 24)).join(", ")));
+    items.push(item);
+  }
+  document.getElementById("stats").replaceChildren(...items);
+}
+
+function cacheText(ratio) {
+  if (Math.abs(ratio - 1) < 0.005) return "no smaller";
+  return ratio > 1 ? `${ratio.toPrecision(2)}× smaller` : `${(1 / ratio).toPrecision(2)}× larger`;
+}
+
+function drawComposition(view) {
+  const { model, choice } = view, total = model.heads.length;
+  const used = model.ranked.filter((config) => choice.counts[config.index] > 0);
+  const width = document.getElementById("share").clientWidth;
+  const segments = used.map((config) => {
+    const count = choice.counts[config.index], room = width * count / total - 18;
+    const long = `${shorten(config.id, 34)} · ${count}`;
+    const text = textWidth(long, 13, 600) < room ? long : textWidth(config.key, 13, 600) < room ? config.key : "";
+    return element("div", { style: { flexGrow: count, flexBasis: 0, background: config.color, color: inkOn(config.color),
+                                     padding: text ? "" : "0" } }, text);
+  });
+  const items = used.map((config) => {
+    const count = choice.counts[config.index];
+    return element("li", null, keyBadge(config), element("span", null, element("b", null, String(count)),
+      ` ${shorten(config.id, 60)} `, element("span", { class: "dim" }, `${bitsText(config.kv_bits)} bits`)));
+  });
+  if (choice.unmet) {
+    segments.push(element("div", { class: "unmet", style: { flexGrow: choice.unmet, flexBasis: 0, padding: 0 } }));
+    items.push(element("li", null, unmetBadge(), element("span", null, element("b", null, String(choice.unmet)),
+      " no config meets the budget ", element("span", { class: "dim" }, "counted at the recorded width"))));
+  }
+  document.getElementById("share").replaceChildren(...segments);
+  document.getElementById("share-legend").replaceChildren(...items);
+}
+
+function drawProvenance(report) {
+  const { recording, machine, headroom } = report;
+  const list = (title, rows) => element("div", null, element("h3", null, title), element("dl", null,
+    ...rows.flatMap(([name, value, kind]) => [element("dt", null, name),
+      element("dd", { class: kind || "" }, value === null || value === "" ? "–" : String(value))])));
+  const shapes = recording.layers.map((s) => `${s.num_heads}/${s.num_kv_heads} × ${s.head_dim} ${s.dtype}`);
+  const alike = shapes.every((shape) => shape === shapes[0]);
+  document.getElementById("provenance").replaceChildren(
+    list("Recording", [
+      ["Model", recording.model], ["File", recording.path, "mono"], ["Data hash", recording.data_hash, "mono"],
+      ["Tokens", `${recording.total_tokens} in ${plural(recording.batch, "sequence")}`],
+      ["Layers", layerNumbers(recording.layers)],
+      ["Heads/KV × dim", alike ? shapes[0] : "differ by layer: " + [...new Set(shapes)].join(", ")],
+      ["Mask", recording.causal ? "causal" : "full"], ["Softmax scale", plainText(recording.softmax_scale)],
+      ["RoPE", recording.rope]]),
+    list("Machine", [
+      ["CPU", machine.cpu], ["Instruction sets", machine.isa.join(", ")], ["Threads", machine.threads],
+      ["Compiler", machine.compiler], ["System", machine.os]]),
+    list("Report", [
+      ["Headroom", headroom.version], ["Commit", headroom.commit, "mono"], ["Made", report.created],
+      ["Timed passes", report.configs[0].timing.repeats], ["Configs", report.configs.length],
+      ["Schema", `${report.schema} ${report.schema_version}`]]));
+}
+
+/* "0–5, 8 (7)": runs of layer numbers and how many. */
+function layerNumbers(layers) {
+  const runs = [];
+  for (const { layer } of layers) {
+    const last = runs[runs.length - 1];
+    if (last && last[1] === layer - 1) last[1] = layer;
+    else runs.push([layer, layer]);
+  }
+  return runs.map(([a, b]) => (a === b ? a : `${a}–${b}`)).join(", ") + ` (${layers.length})`;
+}
+
+const tip = document.getElementById("tip");
+
+function showTip(event, text) {
+  tip.textContent = text;
+  tip.hidden = false;
+  const { width, height } = tip.getBoundingClientRect();
+  const x = event.clientX + 14, y = event.clientY + 14;
+  tip.style.left = Math.max(4, Math.min(x, window.innerWidth - width - 8)) + "px";
+  tip.style.top = (y + height + 8 > window.innerHeight ? Math.max(4, event.clientY - height - 12) : y) + "px";
+}
+
+function hideTip() {
+  tip.hidden = true;
+}
+
+/* Follows the system until the button is used; the choice is kept where the browser allows it. */
+function wireTheme(changed) {
+  const system = matchMedia("(prefers-color-scheme: dark)"), button = document.getElementById("theme");
+  let stored = null;
+  try { stored = localStorage.getItem("headroom-theme"); } catch { stored = null; }
+  const apply = () => {
+    const dark = stored ? stored === "dark" : system.matches;
+    document.documentElement.dataset.theme = dark ? "dark" : "light";
+    button.textContent = dark ? "Light theme" : "Dark theme";
+    changed();
+  };
+  system.addEventListener("change", apply);
+  button.addEventListener("click", () => {
+    stored = isDark() ? "light" : "dark";
+    try { localStorage.setItem("headroom-theme", stored); } catch { /* kept for this visit only */ }
+    apply();
+  });
+  apply();
+}
+
+function start() {
+  let view = null;
+  wireTheme(() => { if (view) view.drawChoice(); });
+  try {
+    const report = readReport(), { model } = report.recording;
+    document.title = `Headroom report: ${model || report.recording.path}`;
+    document.getElementById("subject").textContent = model || report.recording.path;
+    document.getElementById("report").hidden = false;
+    view = new View(report);
+    drawProvenance(report);
+    document.getElementById("table-note").textContent =
+      "Speed: median with the range of the passes. K/V bits count scales; beneath them, the packed size of K and V. " +
+      "Errors are over the whole recording, the worst head by total relative L2; heads: how many choose the config at the budget.";
+    view.drawAll();
+  } catch (error) {
+    const failure = document.getElementById("failure");
+    document.getElementById("report").hidden = true;
+    failure.textContent = `This report cannot be shown. ${error.message}`;
+    failure.hidden = false;
+    console.error(error);
+  }
+}
+
+start();
