@@ -51,11 +51,20 @@ void hr_error_sums_merge(hr_error_sums *sums, const hr_error_sums *other)
     sums->nonfinite += other->nonfinite;
 }
 
-/* error / reference, where nothing off nothing is no error and something off nothing is infinite. */
+/* error / reference, where nothing off nothing is no error and something off nothing is infinite.
+ */
 static double ratio(double error, double reference)
 {
     if (reference > 0) return error / reference;
     return error > 0 ? INFINITY : 0;
+}
+
+/* 1 for two zero vectors, which agree, and 0 when one is zero; rounding must not pass 1. */
+static double cosine(const hr_error_sums *sums)
+{
+    double norms = sqrt(sums->square_value) * sqrt(sums->square_reference);
+    if (norms > 0) return fmax(-1, fmin(1, sums->product / norms));
+    return sums->square_value == sums->square_reference ? 1 : 0;
 }
 
 hr_error hr_error_sums_finish(const hr_error_sums *sums)
@@ -66,7 +75,7 @@ hr_error hr_error_sums_finish(const hr_error_sums *sums)
     error.rmse = sqrt(sums->square_error / (double)sums->count);
     error.rel_l1 = ratio(sums->abs_error, sums->abs_reference);
     error.rel_l2 = ratio(sqrt(sums->square_error), sqrt(sums->square_reference));
-    error.cosine = sums->product / (sqrt(sums->square_value) * sqrt(sums->square_reference));
+    error.cosine = cosine(sums);
     error.sqnr_db = -20 * log10(error.rel_l2);
     return error;
 }
