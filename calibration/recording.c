@@ -13,9 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "headroom/safetensors.h"
 #include "memory.h"
 #include "printable.h"
-#include "safetensors.h"
 #include "status_internal.h"
 
 enum { HEAD_DIM_STEP = 8, MAX_HEAD_DIM = 256, PARTS = 3 };

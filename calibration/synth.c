@@ -15,8 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "headroom/safetensors.h"
 #include "memory.h"
-#include "safetensors.h"
 #include "status_internal.h"
 #include "synth_modes.h"
 #include "synth_random.h"

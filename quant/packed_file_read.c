@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "headroom/safetensors.h"
 #include "memory.h"
 #include "pack_check.h"
 #include "pack_layout.h"
@@ -17,7 +18,6 @@
 #include "packed_file.h"
 #include "packed_memory.h"
 #include "printable.h"
-#include "safetensors.h"
 #include "status_internal.h"
 
 /* Heads take memory even when there are no tokens, so that a tiny file could ask for a lot. */

@@ -9,10 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "headroom/safetensors.h"
 #include "memory.h"
 #include "pack_check.h"
 #include "packed_file.h"
-#include "safetensors.h"
 #include "status_internal.h"
 
 static bool same_recipe(const hr_operand_recipe *a, const hr_operand_recipe *b)

@@ -11,9 +11,9 @@
 #include <string.h>
 
 #include "file.h"
+#include "headroom/safetensors.h"
 #include "memory.h"
 #include "printable.h"
-#include "safetensors.h"
 #include "status_internal.h"
 
 enum { LENGTH_BYTES = 8, DATA_ALIGNMENT = 64, MAX_HEADER_BYTES = 100000000 };

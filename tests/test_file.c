@@ -12,7 +12,7 @@
 #include <sys/wait.h>
 
 #include "file.h"
-#include "safetensors.h"
+#include "headroom/safetensors.h"
 #include "scratch_dir.h"
 
 static void assert_content(const char *path, const char *expected)

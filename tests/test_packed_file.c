@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "headroom/pack.h"
-#include "safetensors.h"
+#include "headroom/safetensors.h"
 #include "scratch_dir.h"
 #include "test_random.h"
 

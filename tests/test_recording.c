@@ -9,7 +9,7 @@
 #include <stdlib.h>
 
 #include "headroom/recording.h"
-#include "safetensors.h"
+#include "headroom/safetensors.h"
 #include "scratch_dir.h"
 
 enum { TOKENS = 5, MAX_TENSORS = 16, MAX_METADATA = 8 };

@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <sys/stat.h>
 
-#include "safetensors.h"
+#include "headroom/safetensors.h"
 #include "scratch_dir.h"
 #include "status_internal.h"
 

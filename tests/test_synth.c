@@ -10,9 +10,9 @@
 #include <stdlib.h>
 
 #include "headroom/recording.h"
+#include "headroom/safetensors.h"
 #include "headroom/synth.h"
 #include "memory.h"
-#include "safetensors.h"
 #include "scratch_dir.h"
 #include "synth_random.h"
 

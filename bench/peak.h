@@ -1,0 +1,29 @@
+/*
+ * The machine's own limits, measured: register-only multiply-add loops and a streaming read. They
+ * run beside a kernel in the same process, so that a ratio to them survives a drifting clock.
+ */
+#ifndef HEADROOM_PEAK_H
+#define HEADROOM_PEAK_H
+
+#include <stddef.h>
+
+typedef enum hr_peak_kind {
+    HR_PEAK_FP32, /* FP32 fused multiply-add, the widest vectors of the processor */
+    HR_PEAK_INT8  /* INT8 dot products into int32 (vpdpbusd) */
+} hr_peak_kind;
+
+/*
+ * 1e9 operations (a multiply and an add count as two) a second over `threads` threads, in about a
+ * millisecond. NaN when this build has no loop of the kind for this processor.
+ */
+double hr_peak_gops(hr_peak_kind kind, int threads);
+
+/* GB/s of reading `bytes` bytes once, split over `threads` threads. */
+double hr_peak_read_gbps(const float *memory, size_t bytes, int threads);
+
+/* The loops: each does `rounds` rounds and returns the operations done. */
+double hr_peak_fp32_avx2(long rounds);
+double hr_peak_fp32_avx512(long rounds);
+double hr_peak_int8_avx512vnni(long rounds);
+
+#endif

@@ -1,0 +1,28 @@
+/*
+ * FP32 FMA on 12 independent 256-bit accumulators of 8 lanes: two a cycle with a latency of four or
+ * five leave none waiting.
+ *
+ * One assembly block, so that no compiler spills an accumulator or sums the series itself.
+ */
+#include "peak.h"
+
+double hr_peak_fp32_avx2(long rounds)
+{
+    long left = rounds;
+    __asm__ volatile(".irp n,0,1,2,3,4,5,6,7,8,9,10,11\n\t"
+                     "vxorps %%ymm\\n, %%ymm\\n, %%ymm\\n\n\t"
+                     ".endr\n\t"
+                     "vxorps %%ymm12, %%ymm12, %%ymm12\n\t"
+                     "vxorps %%ymm13, %%ymm13, %%ymm13\n"
+                     "1:\n\t"
+                     ".irp n,0,1,2,3,4,5,6,7,8,9,10,11\n\t"
+                     "vfmadd231ps %%ymm12, %%ymm13, %%ymm\\n\n\t"
+                     ".endr\n\t"
+                     "dec %0\n\t"
+                     "jnz 1b"
+                     : "+r"(left)
+                     :
+                     : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+                       "xmm9", "xmm10", "xmm11", "xmm12", "xmm13");
+    return 2.0 * 8 * 12 * (double)rounds;
+}

@@ -1,1 +1,0 @@
-#include "headroom/safetensors.h"

@@ -1,0 +1,284 @@
+/*
+ * One benchmark case; see bench_case.h. A repeat is: peak loop, kernel, bf16 kernel on the same
+ * shape, so that each ratio is of neighbours in time.
+ */
+#include "bench_case.h"
+
+#include <math.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "peak.h"
+
+/* Larger than the last-level cache share of a core, so that the stream comes from memory. */
+static const size_t STREAM_BYTES = (size_t)512 << 20;
+
+enum { CHECK_TOKENS = 192, CHECK_HEADS = 2 };
+
+/*
+ * The small problem's e_kernel may not exceed what rounding P alone costs: E4M3 keeps 4 significant
+ * bits (relative error <= 2^-4, rms below .03), U8 and BF16 much more. check_kernels holds the
+ * sharp, derived bounds; this only refuses to time a kernel that is wrong on this machine.
+ */
+static const double CHECK_LIMIT = 0.0625;
+
+int bench_state_init(bench_state *state)
+{
+    if (state->threads == 0) state->threads = omp_get_max_threads();
+    state->stream_bytes = STREAM_BYTES;
+    state->stream = malloc(STREAM_BYTES);
+    if (!state->stream) return cli_fail("out of memory for the streaming read");
+    memset(state->stream, 1, STREAM_BYTES);
+    return CLI_OK;
+}
+
+void bench_state_free(bench_state *state)
+{
+    free(state->stream);
+}
+
+static bool serves(const hr_kernel_info *kernel, const hr_recipe *recipe, int32_t head_dim)
+{
+    hr_kernel_query query = {.recipe = *recipe, .head_dim = head_dim, .name = kernel->name};
+    const hr_kernel_info *found;
+    return hr_kernel_find(&query, UINT32_MAX, &found) == HR_OK;
+}
+
+bool bench_case_name(bench_case *c)
+{
+    for (int i = 0; i < hr_recipe_preset_count(); i++) {
+        c->recipe = *hr_recipe_preset(i);
+        if (!serves(c->kernel, &c->recipe, c->head_dim)) continue;
+        snprintf(c->name, sizeof c->name, "%s/d%d/q%d/kv%d/%s", c->kernel->name, c->head_dim,
+                 c->seqlen_q, c->seqlen_kv, c->causal ? "causal" : "full");
+        return true;
+    }
+    return false;
+}
+
+/* Inputs, plan and output of one kernel on one shape. */
+typedef struct job {
+    hr_recipe recipe;
+    hr_attention_problem problem;
+    int32_t cu_q[2], cu_kv[2];
+    float *q, *k, *v, *o;
+    hr_plan *plan;
+    hr_packed_layer packed;
+} job;
+
+static void job_free(job *j)
+{
+    hr_plan_free(j->plan);
+    hr_packed_layer_free(&j->packed);
+    free(j->q);
+    free(j->k);
+    free(j->v);
+    free(j->o);
+    memset(j, 0, sizeof *j);
+}
+
+static hr_tensor view(float *data, int64_t tokens, int32_t heads, int32_t head_dim)
+{
+    int64_t shape[3] = {tokens, heads, head_dim};
+    return hr_tensor_view(HR_DTYPE_F32, 3, shape, data);
+}
+
+/* Q of the last seqlen_q tokens and K, V of seqlen_kv, from one synthetic sequence. */
+static int fill(job *j, const bench_case *c, int32_t heads, int32_t kv_heads)
+{
+    int32_t tokens = j->cu_q[1] > j->cu_kv[1] ? j->cu_q[1] : j->cu_kv[1];
+    hr_synth_options synth;
+    hr_synth_options_init(&synth);
+    synth.mode = "gaussian";
+    synth.num_heads = heads;
+    synth.num_kv_heads = kv_heads;
+    synth.head_dim = c->head_dim;
+    synth.tokens = tokens;
+    size_t q_count = (size_t)tokens * (size_t)heads * (size_t)c->head_dim;
+    size_t kv_count = (size_t)tokens * (size_t)kv_heads * (size_t)c->head_dim;
+    j->q = malloc(q_count * sizeof *j->q);
+    j->k = malloc(kv_count * sizeof *j->k);
+    j->v = malloc(kv_count * sizeof *j->v);
+    j->o = malloc((size_t)j->cu_q[1] * (size_t)heads * (size_t)c->head_dim * sizeof *j->o);
+    if (!j->q || !j->k || !j->v || !j->o) return cli_fail("out of memory for %s", c->name);
+    if (hr_synth_fill(&synth, 0, j->q, j->k, j->v) != HR_OK) return cli_fail_library(c->name);
+    return CLI_OK;
+}
+
+/* Static scales come from calibrating on the inputs themselves. */
+static hr_status pack(job *j, const hr_tensor *q, const hr_tensor *k, const hr_tensor *v)
+{
+    hr_layer_layouts layouts = hr_plan_layouts(j->plan);
+    hr_layer_scales scales = {0};
+    hr_calibrator *calibrator = NULL;
+    hr_profile *profile = NULL;
+    hr_status status = HR_OK;
+    bool is_static = hr_recipe_needs_profile(&j->recipe);
+    if (is_static) {
+        hr_calibrator_options calibration = {.recipe = j->recipe};
+        status = hr_calibrator_create(&calibration, &calibrator);
+        if (status == HR_OK) status = hr_calibrator_observe(calibrator, 0, q, k, v);
+        if (status == HR_OK) status = hr_calibrator_finish(calibrator, NULL, 0, &profile);
+        if (status == HR_OK) status = hr_profile_scales(profile, 0, &j->recipe, &scales);
+    }
+    if (status == HR_OK)
+        status = hr_pack_layer(&j->recipe, &layouts, q, k, v, 1, j->cu_q, j->cu_kv,
+                               is_static ? &scales : NULL, &j->packed);
+    hr_profile_free(profile);
+    hr_calibrator_free(calibrator);
+    return status;
+}
+
+static int job_create(job *j, const bench_case *c, const hr_recipe *recipe, const char *kernel,
+                      int32_t heads, int32_t kv_heads, int32_t threads)
+{
+    hr_attention_problem_init(&j->problem, heads, kv_heads, c->head_dim);
+    j->recipe = *recipe;
+    j->problem.batch = 1;
+    j->problem.cu_seqlens_q = j->cu_q;
+    j->problem.cu_seqlens_kv = j->cu_kv;
+    j->problem.mask.causal = c->causal;
+    int code = fill(j, c, heads, kv_heads);
+    if (code != CLI_OK) return code;
+    hr_plan_options plan_options = {.kernel = kernel, .threads = threads};
+    if (hr_plan_create(&j->problem, recipe, &plan_options, &j->plan) != HR_OK)
+        return cli_fail_library(c->name);
+    hr_tensor q = view(j->q, j->cu_q[1], heads, c->head_dim);
+    hr_tensor k = view(j->k, j->cu_kv[1], kv_heads, c->head_dim);
+    hr_tensor v = view(j->v, j->cu_kv[1], kv_heads, c->head_dim);
+    if (pack(j, &q, &k, &v) != HR_OK) return cli_fail_library(c->name);
+    return CLI_OK;
+}
+
+static int job_run(job *j, const char *name, double *seconds)
+{
+    hr_tensor o = view(j->o, j->cu_q[1], j->problem.num_heads, j->problem.head_dim);
+    struct timespec begin, end;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    hr_status status = hr_plan_run(j->plan, &j->packed, &o, NULL);
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    *seconds = (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
+    return status == HR_OK ? CLI_OK : cli_fail_library(name);
+}
+
+/* The kernel's output on a small problem against the oracle on the dequantized inputs. */
+static int check_output(job *j, const char *name, hr_error *error)
+{
+    int32_t heads = j->problem.num_heads, head_dim = j->problem.head_dim;
+    double seconds, *reference = malloc(sizeof(double) * (size_t)(j->cu_q[1] * heads * head_dim));
+    if (!reference) return cli_fail("out of memory for %s", name);
+    hr_tensor q = view(j->q, j->cu_q[1], heads, head_dim);
+    hr_tensor k = view(j->k, j->cu_kv[1], j->problem.num_kv_heads, head_dim);
+    hr_tensor v = view(j->v, j->cu_kv[1], j->problem.num_kv_heads, head_dim);
+    int code = job_run(j, name, &seconds);
+    if (code == CLI_OK &&
+        (hr_unpack(&j->packed.q, j->q) != HR_OK || hr_unpack(&j->packed.k, j->k) != HR_OK ||
+         hr_unpack(&j->packed.v, j->v) != HR_OK ||
+         hr_reference_attention(&j->problem, &q, &k, &v, reference, NULL)))
+        code = cli_fail_library(name);
+    if (code == CLI_OK)
+        hr_error_measure(j->o, head_dim, reference, head_dim, (int64_t)j->cu_q[1] * heads, head_dim,
+                         error);
+    free(reference);
+    return code;
+}
+
+static int check_case(const bench_case *c, int32_t threads, hr_error *error)
+{
+    job j = {.cu_q = {0, CHECK_TOKENS}, .cu_kv = {0, CHECK_TOKENS}};
+    int code = job_create(&j, c, &c->recipe, c->kernel->name, CHECK_HEADS, CHECK_HEADS, threads);
+    if (code == CLI_OK) code = check_output(&j, c->name, error);
+    job_free(&j);
+    if (code == CLI_OK && !(error->rel_l2 <= CHECK_LIMIT))
+        code = cli_fail("%s: not timed: its output is off by a relative L2 of %g on this machine",
+                        c->name, error->rel_l2);
+    return code;
+}
+
+static int compare_doubles(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, int32_t n)
+{
+    qsort(values, (size_t)n, sizeof *values, compare_doubles);
+    return (values[(n - 1) / 2] + values[n / 2]) / 2;
+}
+
+/* What one repeat measures. */
+enum { SECONDS, BASELINE, ROOF, RATIO, READ, COLUMNS };
+
+static int sample(const bench_case *c, bench_state *state, job *kernel, job *baseline,
+                  double *columns[COLUMNS], int32_t r)
+{
+    hr_peak_kind kind = c->kernel->p_dtype == HR_DTYPE_U8 ? HR_PEAK_INT8 : HR_PEAK_FP32;
+    double flops = hr_plan_flops(kernel->plan);
+    columns[ROOF][r] = hr_peak_gops(kind, state->threads);
+    columns[READ][r] = hr_peak_read_gbps(state->stream, state->stream_bytes, state->threads);
+    int code = job_run(kernel, c->name, &columns[SECONDS][r]);
+    if (code != CLI_OK) return code;
+    columns[RATIO][r] = 1e-9 * flops / columns[SECONDS][r] / columns[ROOF][r];
+    if (!baseline->plan) return CLI_OK;
+    return job_run(baseline, c->name, &columns[BASELINE][r]);
+}
+
+static int time_case(const bench_case *c, bench_state *state, job *kernel, job *baseline,
+                     bench_result *out)
+{
+    int32_t n = state->repeats;
+    double *samples = calloc((size_t)n * COLUMNS, sizeof *samples), *columns[COLUMNS], warm_up;
+    if (!samples) return cli_fail("out of memory for %s", c->name);
+    for (int i = 0; i < COLUMNS; i++)
+        columns[i] = samples + (ptrdiff_t)i * n;
+    int code = job_run(kernel, c->name, &warm_up);
+    for (int32_t r = 0; r < n && code == CLI_OK; r++)
+        code = sample(c, state, kernel, baseline, columns, r);
+    if (code == CLI_OK) {
+        double seconds = median(columns[SECONDS], n);
+        double bytes =
+            (double)(hr_packed_bytes(&kernel->packed.k) + hr_packed_bytes(&kernel->packed.v));
+        out->repeats = n;
+        out->threads = state->threads;
+        out->median_ms = 1e3 * seconds;
+        out->min_ms = 1e3 * columns[SECONDS][0];
+        out->max_ms = 1e3 * columns[SECONDS][n - 1];
+        out->gops = 1e-9 * hr_plan_flops(kernel->plan) / seconds;
+        out->roof_gops = median(columns[ROOF], n);
+        out->roof_ratio = median(columns[RATIO], n);
+        out->kv_gbps = 1e-9 * bytes / seconds;
+        out->roof_gbps = median(columns[READ], n);
+        out->x_bf16 = baseline->plan                        ? median(columns[BASELINE], n) / seconds
+                      : c->kernel->q_dtype == HR_DTYPE_BF16 ? 1
+                                                            : NAN;
+    }
+    free(samples);
+    return code;
+}
+
+int bench_case_run(const bench_case *c, bench_state *state, bench_result *out)
+{
+    memset(out, 0, sizeof *out);
+    state->cases++;
+    int code = check_case(c, state->threads, &out->check);
+    if (code != CLI_OK) return code;
+    job kernel = {.cu_q = {0, c->seqlen_q}, .cu_kv = {0, c->seqlen_kv}};
+    job baseline = kernel;
+    code = job_create(&kernel, c, &c->recipe, c->kernel->name, c->num_heads, c->num_kv_heads,
+                      state->threads);
+    hr_recipe bf16;
+    if (code == CLI_OK && c->kernel->q_dtype != HR_DTYPE_BF16) {
+        if (hr_recipe_parse("bf16", &bf16) != HR_OK) code = cli_fail_library(c->name);
+        if (code == CLI_OK)
+            code = job_create(&baseline, c, &bf16, NULL, c->num_heads, c->num_kv_heads,
+                              state->threads);
+    }
+    if (code == CLI_OK) code = time_case(c, state, &kernel, &baseline, out);
+    job_free(&kernel);
+    job_free(&baseline);
+    return code;
+}

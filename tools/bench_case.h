@@ -1,0 +1,45 @@
+/*
+ * One case of headroom bench: a kernel on one shape. Inputs are made, packed, checked against the
+ * oracle on a small problem and timed in turn with the machine's peaks.
+ */
+#ifndef HEADROOM_BENCH_CASE_H
+#define HEADROOM_BENCH_CASE_H
+
+#include "cli.h"
+
+typedef struct bench_case {
+    const hr_kernel_info *kernel;
+    int32_t head_dim, seqlen_q, seqlen_kv, num_heads, num_kv_heads;
+    bool causal;
+    hr_recipe recipe; /* set by bench_case_name */
+    char name[128];   /* likewise */
+} bench_case;
+
+typedef struct bench_result {
+    int32_t repeats, threads;
+    double median_ms, min_ms, max_ms;
+    double gops;       /* 1e9 multiply-adds x 2 the mask leaves, a second */
+    double roof_gops;  /* the register-only peak loop of the kernel's arithmetic */
+    double roof_ratio; /* median over repeats of gops / the roof measured beside it */
+    double kv_gbps;    /* packed K and V bytes / time */
+    double roof_gbps;  /* streaming read */
+    double x_bf16;     /* median of the bf16 kernel on this shape / this median; NaN when not run */
+    hr_error check;    /* e_kernel on the small problem */
+} bench_result;
+
+typedef struct bench_state {
+    int32_t repeats, threads;
+    int32_t cases; /* run so far */
+    float *stream; /* read by the streaming loop */
+    size_t stream_bytes;
+} bench_state;
+
+int bench_state_init(bench_state *state);
+void bench_state_free(bench_state *state);
+
+/* Chooses the preset the kernel serves and names the case; false when the kernel serves none. */
+bool bench_case_name(bench_case *c);
+
+int bench_case_run(const bench_case *c, bench_state *state, bench_result *out);
+
+#endif

@@ -1,0 +1,207 @@
+/*
+ * Shared pieces of the verbs; see cli.h.
+ */
+#include "cli.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+const char *cli_verb = "";
+
+static int report(int code, const char *format, va_list arguments)
+{
+    cli_progress_end();
+    fprintf(stderr, "headroom %s: ", cli_verb);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    return code;
+}
+
+int cli_fail(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    int code = report(CLI_FAILED, format, arguments);
+    va_end(arguments);
+    return code;
+}
+
+int cli_usage(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    int code = report(CLI_USAGE, format, arguments);
+    va_end(arguments);
+    return code;
+}
+
+int cli_fail_library(const char *context)
+{
+    if (context) return cli_fail("%s: %s", context, hr_last_error());
+    return cli_fail("%s", hr_last_error());
+}
+
+long cli_number(struct argp_state *state, const char *option, const char *text, long low, long high)
+{
+    char *end;
+    errno = 0;
+    long value = strtol(text, &end, 10);
+    if (*text == 0 || *end != 0 || errno != 0 || value < low || value > high)
+        argp_error(state, "%s is \"%s\"; it takes a whole number from %ld to %ld", option, text,
+                   low, high);
+    return value;
+}
+
+static void parse_layers(struct argp_state *state, const char *text, cli_common *common)
+{
+    int first, last, used = 0;
+    if (sscanf(text, "%d-%d%n", &first, &last, &used) == 2 && text[used] == 0) {
+        common->first = first;
+        common->last = last;
+    } else if (sscanf(text, "%d%n", &first, &used) == 1 && text[used] == 0) {
+        common->first = common->last = first;
+    } else {
+        used = 0;
+    }
+    if (used == 0 || common->first < 0 || common->last < common->first)
+        argp_error(state, "--layers is \"%s\"; it takes a number or a range such as 0-5", text);
+}
+
+static error_t parse_common(int key, char *argument, struct argp_state *state)
+{
+    cli_common *common = state->input;
+    switch (key) {
+    case 'j':
+        common->json = true;
+        return 0;
+    case 't':
+        common->threads = (int)cli_number(state, "--threads", argument, 1, 4096);
+        return 0;
+    case 'l':
+        parse_layers(state, argument, common);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static const struct argp_option common_options[] = {
+    {"json", 'j', NULL, 0, "Print one JSON document on standard output", 10},
+    {"threads", 't', "N", 0, "Threads to use (default: all processors)", 10},
+    {"layers", 'l', "A-B", 0, "Only layers A to B (or one layer A)", 10},
+    {0},
+};
+
+const struct argp cli_common_argp = {.options = common_options, .parser = parse_common};
+
+cli_common cli_common_defaults(void)
+{
+    return (cli_common){.first = 0, .last = INT_MAX};
+}
+
+error_t cli_child_input(struct argp_state *state, cli_common *common)
+{
+    state->child_inputs[0] = common;
+    return 0;
+}
+
+void cli_parse(const struct argp *argp, int argc, char **argv, void *input)
+{
+    argp_err_exit_status = CLI_USAGE;
+    if (argp_parse(argp, argc, argv, 0, NULL, input) != 0) exit(CLI_USAGE);
+}
+
+int cli_select_layers(const cli_common *common, const hr_recording *recording, int32_t **layers,
+                      int32_t *count)
+{
+    hr_recording_info info = hr_recording_get_info(recording);
+    int32_t lowest = INT32_MAX, highest = 0;
+    *count = 0;
+    *layers = calloc((size_t)info.layer_count + 1, sizeof **layers);
+    if (!*layers) return cli_fail("out of memory");
+    for (int32_t i = 0; i < info.layer_count; i++) {
+        hr_recording_layer layer;
+        if (hr_recording_get_layer(recording, i, &layer) != HR_OK) return cli_fail_library(NULL);
+        if (layer.layer < lowest) lowest = layer.layer;
+        if (layer.layer > highest) highest = layer.layer;
+        if (layer.layer >= common->first && layer.layer <= common->last)
+            (*layers)[(*count)++] = layer.layer;
+    }
+    bool one_missing = common->first == common->last && *count == 0;
+    bool range_missing = common->last != INT_MAX && common->last > highest;
+    if (*count > 0 && !one_missing && !range_missing) return CLI_OK;
+    return cli_fail("%s: --layers %d-%d is not in the recording, which has %d layers, %d to %d",
+                    info.path, common->first, common->last, info.layer_count, lowest, highest);
+}
+
+static bool bar_drawn;
+
+void cli_progress(double fraction, const char *what)
+{
+    enum { WIDTH = 30 };
+    if (!isatty(STDERR_FILENO)) return;
+    int filled = (int)(fraction * WIDTH);
+    fprintf(stderr, "\r\033[K[%.*s%.*s] %3.0f%%  %.40s", filled, "##############################",
+            WIDTH - filled, "..............................", 100 * fraction, what);
+    fflush(stderr);
+    bar_drawn = true;
+}
+
+void cli_progress_end(void)
+{
+    if (bar_drawn) fputs("\r\033[K", stderr);
+    bar_drawn = false;
+}
+
+int cli_finish_output(void)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout)) return CLI_OK;
+    /* A second report would follow when main flushes again. */
+    static bool reported;
+    if (reported) return CLI_FAILED;
+    reported = true;
+    return cli_fail("cannot write to standard output: %s", strerror(errno));
+}
+
+int cli_print_json(json_t *document)
+{
+    char *text = document ? json_dumps(document, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) : NULL;
+    json_decref(document);
+    if (!text) return cli_fail("out of memory, or a name that is not UTF-8, in the JSON output");
+    puts(text);
+    free(text);
+    return cli_finish_output();
+}
+
+json_t *cli_figure(double value)
+{
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+json_t *cli_error_object(const hr_error *error)
+{
+    return json_pack("{so so so so so so sI sI}", "max_abs", cli_figure(error->max_abs), "rmse",
+                     cli_figure(error->rmse), "rel_l1", cli_figure(error->rel_l1), "rel_l2",
+                     cli_figure(error->rel_l2), "cosine", cli_figure(error->cosine), "sqnr_db",
+                     cli_figure(error->sqnr_db), "count", (json_int_t)error->count, "nonfinite",
+                     (json_int_t)error->nonfinite);
+}
+
+const char *cli_bytes(double bytes)
+{
+    static char ring[4][32];
+    static int next;
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    int unit = 0;
+    for (; bytes >= 1024 && unit < 4; unit++)
+        bytes /= 1024;
+    char *text = ring[next++ % 4];
+    snprintf(text, sizeof ring[0], unit ? "%.1f %s" : "%.0f %s", bytes, units[unit]);
+    return text;
+}

@@ -1,0 +1,84 @@
+/*
+ * What the verbs of the headroom command share: the options every verb takes, error reporting,
+ * layer ranges, the progress bar and JSON output.
+ *
+ * Exit codes: 0 ok, 1 the work failed, 2 usage. An error is one line on stderr: what is wrong, in
+ * which file or argument, and what would be accepted. Results go to stdout, all else to stderr.
+ */
+#ifndef HEADROOM_CLI_H
+#define HEADROOM_CLI_H
+
+#include <argp.h>
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "headroom/headroom.h"
+
+enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
+
+/* Options every verb takes; a verb's argp lists cli_common_argp among its children. */
+typedef struct cli_common {
+    bool json;
+    int threads;     /* 0: all */
+    int first, last; /* --layers; last is INT_MAX when not given */
+} cli_common;
+
+extern const struct argp cli_common_argp;
+cli_common cli_common_defaults(void);
+
+/*
+ * Parses a verb's arguments. `input` is the verb's own state and `common` goes to the shared
+ * options; usage errors exit with CLI_USAGE.
+ */
+void cli_parse(const struct argp *argp, int argc, char **argv, void *input);
+
+/* Set by cli_parse's callers through state->child_inputs[0]; see cli_child_input. */
+error_t cli_child_input(struct argp_state *state, cli_common *common);
+
+/* Reads a whole number in [low, high], or ends with a usage error that names the option. */
+long cli_number(struct argp_state *state, const char *option, const char *text, long low,
+                long high);
+
+/* Prints "headroom VERB: message" to stderr and returns CLI_FAILED (or CLI_USAGE). */
+int cli_fail(const char *format, ...) HR_PRINTF(1, 2);
+int cli_usage(const char *format, ...) HR_PRINTF(1, 2);
+
+/* As cli_fail with hr_last_error(); "context: message" when context is not NULL. */
+int cli_fail_library(const char *context);
+
+/* Layers of a recording inside --layers, in order. count > 0 or CLI_FAILED with the numbers there
+ * are. */
+int cli_select_layers(const cli_common *common, const hr_recording *recording, int32_t **layers,
+                      int32_t *count);
+
+/* The bar is drawn only on a terminal and erased by cli_progress_end. */
+void cli_progress(double fraction, const char *what);
+void cli_progress_end(void);
+
+/* Prints one document to stdout and releases it. */
+int cli_print_json(json_t *document);
+
+/* Flushes stdout; a closed or full one is an error like any other. */
+int cli_finish_output(void);
+
+/* A finite number, or null. */
+json_t *cli_figure(double value);
+
+/* {"max_abs":..., ...} as in the report. */
+json_t *cli_error_object(const hr_error *error);
+
+/* "1.2 MiB" in a static ring of buffers. */
+const char *cli_bytes(double bytes);
+
+extern const char *cli_verb; /* the verb being run, for messages */
+
+int verb_calibrate(int argc, char **argv);
+int verb_pack(int argc, char **argv);
+int verb_run(int argc, char **argv);
+int verb_audit(int argc, char **argv);
+int verb_inspect(int argc, char **argv);
+int verb_kernels(int argc, char **argv);
+int verb_bench(int argc, char **argv);
+int verb_synth(int argc, char **argv);
+
+#endif

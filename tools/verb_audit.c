@@ -1,0 +1,276 @@
+/*
+ * headroom audit REC -o DIR: accuracy against speed of recipes on a recording. Prints a table and
+ * the answer per head; writes DIR/report.json and DIR/report.html.
+ */
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "layer_input.h"
+#include "report_page.h"
+
+enum { LIST_MAX = 64, KEY_BUDGET = 256, KEY_REPEATS };
+
+typedef struct audit_arguments {
+    cli_common common;
+    const char *recording, *profile, *output;
+    char *recipes, *observers;
+    double budget;
+    long repeats;
+} audit_arguments;
+
+static const struct argp_option options[] = {
+    {"output", 'o', "DIR", 0, "Folder for report.json and report.html (required; made if missing)",
+     0},
+    {"profile", 'p', "PROFILE", 0,
+     "Profile with static scales (default: calibrate on the recording itself)", 0},
+    {"recipe", 'r', "LIST", 0,
+     "Recipes separated by spaces or semicolons, or all: every preset (default)", 0},
+    {"observer", 'b', "LIST", 0,
+     "Observers for static scales, separated by commas (default absmax)", 0},
+    {"budget", KEY_BUDGET, "X", 0,
+     "Largest relative L2 error of the output a head may have (default 0.05)", 0},
+    {"repeats", KEY_REPEATS, "N", 0, "Timed runs of each recipe (default 7)", 0},
+    {0},
+};
+
+static error_t parse(int key, char *text, struct argp_state *state)
+{
+    audit_arguments *arguments = state->input;
+    char *end;
+    switch (key) {
+    case ARGP_KEY_INIT:
+        return cli_child_input(state, &arguments->common);
+    case 'o':
+        arguments->output = text;
+        return 0;
+    case 'p':
+        arguments->profile = text;
+        return 0;
+    case 'r':
+        arguments->recipes = text;
+        return 0;
+    case 'b':
+        arguments->observers = text;
+        return 0;
+    case KEY_BUDGET:
+        arguments->budget = strtod(text, &end);
+        if (*text == 0 || *end != 0 || !(arguments->budget > 0) || isinf(arguments->budget))
+            argp_error(state, "--budget is \"%s\"; it takes a relative error > 0 such as 0.05",
+                       text);
+        return 0;
+    case KEY_REPEATS:
+        arguments->repeats = cli_number(state, "--repeats", text, 1, 10000);
+        return 0;
+    case ARGP_KEY_ARG:
+        if (state->arg_num > 0) argp_error(state, "takes one recording, but also got \"%s\"", text);
+        arguments->recording = text;
+        return 0;
+    case ARGP_KEY_END:
+        if (!arguments->recording) argp_error(state, "REC is missing: no recording given");
+        if (!arguments->output) argp_error(state, "-o DIR is missing");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static int parse_recipes(char *text, hr_recipe *recipes, int32_t *count)
+{
+    *count = 0;
+    if (!text || strcmp(text, "all") == 0) return CLI_OK; /* the library's default */
+    char *rest = NULL;
+    for (char *word = strtok_r(text, "; ", &rest); word; word = strtok_r(NULL, "; ", &rest)) {
+        if (*count == LIST_MAX) return cli_usage("--recipe lists more than %d recipes", LIST_MAX);
+        if (hr_recipe_parse(word, &recipes[(*count)++]) != HR_OK)
+            return cli_usage("--recipe: %s", hr_last_error());
+    }
+    return *count > 0 ? CLI_OK : cli_usage("--recipe is empty; give recipes or all");
+}
+
+static int parse_observers(char *text, const char **observers, int32_t *count)
+{
+    *count = 0;
+    char *rest = NULL;
+    for (char *word = text ? strtok_r(text, ", ", &rest) : NULL; word;
+         word = strtok_r(NULL, ", ", &rest)) {
+        if (*count == LIST_MAX) return cli_usage("--observer lists more than %d", LIST_MAX);
+        observers[(*count)++] = word;
+    }
+    return !text || *count > 0 ? CLI_OK : cli_usage("--observer is empty; give absmax, ...");
+}
+
+static int show_progress(void *context, double fraction, const char *what)
+{
+    (void)context;
+    cli_progress(fraction, what);
+    return 0;
+}
+
+/* The head with the largest e_total; one that is not finite is worse than any number. */
+static void worst_head(const hr_audit *audit, const hr_audit_config *config, int *layer, int *head,
+                       double *rel_l2)
+{
+    double worst = -1;
+    for (int32_t l = 0; l < audit->layer_count; l++) {
+        for (int32_t h = audit->head_offset[l]; h < audit->head_offset[l + 1]; h++) {
+            double error = config->heads[h].total.rel_l2;
+            if (error <= worst || isnan(worst)) continue;
+            worst = error;
+            *layer = audit->layers[l].layer;
+            *head = h - audit->head_offset[l];
+        }
+    }
+    *rel_l2 = worst;
+}
+
+static void print_table(const hr_audit *audit)
+{
+    printf("%-26s %-12s %5s %9s %8s %6s  %8s %8s %8s %9s  %s\n", "recipe", "kernel isa", "bits",
+           "ms", "GOP/s", "x bf16", "e_quant", "e_kernel", "e_total", "cosine", "worst head");
+    for (int32_t c = 0; c < audit->config_count; c++) {
+        const hr_audit_config *config = &audit->configs[c];
+        const hr_audit_scores *s = &config->summary;
+        int layer = 0, head = 0;
+        double worst;
+        worst_head(audit, config, &layer, &head, &worst);
+        printf("%-26s %-12s %5.2f %9.3f %8.1f %6.2f  %8.2e %8.2e %8.2e %9.6f  layer %d head %d "
+               "(%.2e)\n",
+               config->id, hr_isa_name(config->kernel->isa), config->kv_bits,
+               config->timing.median_ms, config->timing.gops, config->timing.x_baseline,
+               s->quant.rel_l2, s->kernel.rel_l2, s->total.rel_l2, s->total.cosine, layer, head,
+               worst);
+    }
+    printf("Errors are relative L2 of O; times are medians of %d, attention alone, %d threads.\n",
+           audit->configs[0].timing.repeats, audit->threads);
+}
+
+static int print_choice(const hr_audit *audit, double budget)
+{
+    int32_t heads = audit->head_offset[audit->layer_count];
+    int32_t *choice = calloc((size_t)heads, sizeof *choice);
+    if (!choice) return cli_fail("out of memory");
+    if (hr_audit_choose(audit, budget, choice) != HR_OK) {
+        free(choice);
+        return cli_fail_library(NULL);
+    }
+    printf("\nWithin a relative L2 error of %g, of %d heads:\n", budget, heads);
+    for (int32_t c = -1; c < audit->config_count; c++) {
+        int32_t count = 0;
+        for (int32_t h = 0; h < heads; h++)
+            count += choice[h] == c;
+        if (count == 0) continue;
+        if (c < 0)
+            printf("  %4d cannot live with any of these recipes\n", count);
+        else
+            printf("  %4d live with %s (%.2f bits)\n", count, audit->configs[c].id,
+                   audit->configs[c].kv_bits);
+    }
+    free(choice);
+    return CLI_OK;
+}
+
+static int write_file(const char *folder, const char *name, const char *text, size_t size,
+                      char *path, size_t path_size)
+{
+    int needed = snprintf(path, path_size, "%s/%s", folder, name);
+    if (needed < 0 || (size_t)needed >= path_size)
+        return cli_fail("%s: the path is too long", folder);
+    if (hr_file_write_atomic(path, text, size) != HR_OK) return cli_fail_library(NULL);
+    return CLI_OK;
+}
+
+static int make_folder(const char *path)
+{
+    struct stat status;
+    if (mkdir(path, 0777) == 0) return CLI_OK;
+    int reason = errno;
+    if (reason == EEXIST && stat(path, &status) == 0 && S_ISDIR(status.st_mode)) return CLI_OK;
+    return cli_fail("%s: cannot make the folder: %s", path, strerror(reason));
+}
+
+static int publish(const audit_arguments *arguments, const hr_audit *audit)
+{
+    char *json = NULL, path[4096], json_path[4096];
+    if (hr_audit_json(audit, arguments->budget, &json) != HR_OK) return cli_fail_library(NULL);
+    int code = write_file(arguments->output, "report.json", json, strlen(json), json_path,
+                          sizeof json_path);
+    size_t size = 0;
+    char *page = code == CLI_OK ? report_page_render(json, &size) : NULL;
+    if (code == CLI_OK && !page) code = cli_fail("out of memory for the report page");
+    if (code == CLI_OK)
+        code = write_file(arguments->output, "report.html", page, size, path, sizeof path);
+    if (code == CLI_OK && arguments->common.json) {
+        puts(json);
+    } else if (code == CLI_OK) {
+        print_table(audit);
+        code = print_choice(audit, arguments->budget);
+        printf("\nreport: %s\n        %s\n", path, json_path);
+    }
+    free(page);
+    free(json);
+    return code;
+}
+
+static int run_audit(const audit_arguments *arguments, hr_audit_options *audit_options)
+{
+    hr_recording *recording = NULL;
+    hr_profile *profile = NULL;
+    hr_audit *audit = NULL;
+    int32_t *layers = NULL;
+    int code = CLI_OK;
+    if (hr_recording_open(arguments->recording, &recording) != HR_OK ||
+        (arguments->profile && hr_profile_read(arguments->profile, &profile) != HR_OK))
+        code = cli_fail_library(NULL);
+    if (code == CLI_OK && profile && hr_profile_check(profile, recording) != HR_OK)
+        code = cli_fail_library(arguments->profile);
+    if (code == CLI_OK)
+        code =
+            cli_select_layers(&arguments->common, recording, &layers, &audit_options->layer_count);
+    /* Made before the work, so that an unwritable place is known at once. */
+    if (code == CLI_OK) code = make_folder(arguments->output);
+    audit_options->layers = layers;
+    audit_options->profile = profile;
+    if (code == CLI_OK && hr_audit_run(recording, audit_options, &audit) != HR_OK)
+        code = cli_fail_library(arguments->recording);
+    cli_progress_end();
+    if (code == CLI_OK) code = publish(arguments, audit);
+    hr_audit_free(audit);
+    hr_profile_free(profile);
+    hr_recording_close(recording);
+    free(layers);
+    return code;
+}
+
+int verb_audit(int argc, char **argv)
+{
+    static const struct argp_child children[] = {{&cli_common_argp, 0, NULL, 0}, {0}};
+    static const struct argp argp = {
+        .options = options,
+        .parser = parse,
+        .args_doc = "REC",
+        .doc =
+            "Measure what each recipe costs in accuracy and buys in speed, per layer and head.\v"
+            "Example: headroom audit data/minilm.safetensors --observer absmax,percentile,mse -o "
+            "report",
+        .children = children,
+    };
+    audit_arguments arguments = {.common = cli_common_defaults(), .budget = 0.05};
+    cli_parse(&argp, argc, argv, &arguments);
+
+    static hr_recipe recipes[LIST_MAX];
+    const char *observers[LIST_MAX];
+    hr_audit_options audit_options = {.threads = arguments.common.threads,
+                                      .repeats = (int32_t)arguments.repeats,
+                                      .progress = show_progress};
+    int code = parse_recipes(arguments.recipes, recipes, &audit_options.recipe_count);
+    if (code == CLI_OK)
+        code = parse_observers(arguments.observers, observers, &audit_options.observer_count);
+    if (code != CLI_OK) return code;
+    if (audit_options.recipe_count > 0) audit_options.recipes = recipes;
+    if (audit_options.observer_count > 0) audit_options.observers = observers;
+    return run_audit(&arguments, &audit_options);
+}

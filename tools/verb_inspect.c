@@ -1,0 +1,148 @@
+/*
+ * headroom inspect FILE: what kind of file it is, its metadata and its tensors.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "cli.h"
+
+typedef struct inspect_arguments {
+    cli_common common;
+    const char *file;
+} inspect_arguments;
+
+static error_t parse(int key, char *text, struct argp_state *state)
+{
+    inspect_arguments *arguments = state->input;
+    switch (key) {
+    case ARGP_KEY_INIT:
+        return cli_child_input(state, &arguments->common);
+    case ARGP_KEY_ARG:
+        if (state->arg_num > 0) argp_error(state, "takes one file, but also got \"%s\"", text);
+        arguments->file = text;
+        return 0;
+    case ARGP_KEY_END:
+        if (!arguments->file) argp_error(state, "FILE is missing");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+/* The metadata Headroom writes; others' keys are listed by any safetensors reader. */
+static const char *const metadata_keys[] = {
+    "headroom.kind",     "headroom.version", "headroom.model",     "headroom.recipe",
+    "headroom.observer", "headroom.tokens",  "headroom.causal",    "headroom.softmax_scale",
+    "headroom.rope",     "headroom.kernel",  "headroom.data_hash", "headroom.hadamard_seed",
+    "headroom.warnings",
+};
+
+enum { KEY_COUNT = sizeof metadata_keys / sizeof metadata_keys[0] };
+
+/* True for a tensor of a layer outside --layers; tensors of no layer are always shown. */
+static bool left_out(const cli_common *common, const char *name)
+{
+    int layer;
+    if (sscanf(name, "model.layers.%d.", &layer) != 1) return false;
+    return layer < common->first || layer > common->last;
+}
+
+static json_t *tensor_object(const char *name, const hr_tensor *tensor)
+{
+    json_t *shape = json_array();
+    for (int i = 0; i < tensor->ndim; i++)
+        json_array_append_new(shape, json_integer(tensor->shape[i]));
+    return json_pack("{ss ss so}", "name", name, "dtype", hr_dtype_name(tensor->dtype), "shape",
+                     shape);
+}
+
+static int print_document(const inspect_arguments *arguments, const hr_safetensors *file,
+                          const char *hash)
+{
+    json_t *metadata = json_object(), *tensors = json_array();
+    for (int i = 0; i < KEY_COUNT; i++) {
+        const char *value = hr_safetensors_metadata(file, metadata_keys[i]);
+        if (value) json_object_set_new(metadata, metadata_keys[i], json_string(value));
+    }
+    for (int64_t i = 0; i < hr_safetensors_count(file); i++) {
+        hr_tensor tensor = hr_safetensors_tensor(file, i);
+        const char *name = hr_safetensors_name(file, i);
+        if (!left_out(&arguments->common, name))
+            json_array_append_new(tensors, tensor_object(name, &tensor));
+    }
+    return cli_print_json(json_pack("{ss so so ss}", "file", arguments->file, "metadata", metadata,
+                                    "tensors", tensors, "data_hash", hash));
+}
+
+static void print_text(const inspect_arguments *arguments, const hr_safetensors *file,
+                       const char *hash)
+{
+    const char *kind = hr_safetensors_metadata(file, "headroom.kind");
+    printf("%s: %s, %lld tensors\n", arguments->file, kind ? kind : "a safetensors file of no kind",
+           (long long)hr_safetensors_count(file));
+    for (int i = 1; i < KEY_COUNT; i++) {
+        const char *value = hr_safetensors_metadata(file, metadata_keys[i]);
+        if (value) printf("  %-22s %s\n", metadata_keys[i], value);
+    }
+    printf("  %-22s %s\n", "data (xxh3-128)", hash);
+    for (int64_t i = 0; i < hr_safetensors_count(file); i++) {
+        hr_tensor tensor = hr_safetensors_tensor(file, i);
+        const char *name = hr_safetensors_name(file, i);
+        if (left_out(&arguments->common, name)) continue;
+        char shape[96] = "";
+        size_t used = 0;
+        for (int d = 0; d < tensor.ndim; d++)
+            used += (size_t)snprintf(shape + used, sizeof shape - used, "%s%lld", d ? ", " : "",
+                                     (long long)tensor.shape[d]);
+        double bytes = (double)hr_tensor_size(&tensor) * hr_dtype_bits(tensor.dtype) / 8;
+        printf("  %-44s %-5s [%s]  %s\n", name, hr_dtype_name(tensor.dtype), shape,
+               cli_bytes(bytes));
+    }
+}
+
+/* A file that says it is Headroom's is validated by the reader of its kind. */
+static int validate(const char *path, const char *kind)
+{
+    hr_status status = HR_OK;
+    if (kind && strcmp(kind, "recording") == 0) {
+        hr_recording *recording;
+        status = hr_recording_open(path, &recording);
+        if (status == HR_OK) hr_recording_close(recording);
+    } else if (kind && strcmp(kind, "profile") == 0) {
+        hr_profile *profile;
+        status = hr_profile_read(path, &profile);
+        if (status == HR_OK) hr_profile_free(profile);
+    } else if (kind && strcmp(kind, "packed") == 0) {
+        hr_packed_file *packed;
+        status = hr_packed_read(path, &packed);
+        if (status == HR_OK) hr_packed_file_free(packed);
+    }
+    return status == HR_OK ? CLI_OK : cli_fail_library(NULL);
+}
+
+int verb_inspect(int argc, char **argv)
+{
+    static const struct argp_child children[] = {{&cli_common_argp, 0, NULL, 0}, {0}};
+    static const struct argp argp = {
+        .parser = parse,
+        .args_doc = "FILE",
+        .doc = "Say what a file is, validate it as what it says it is, and list its metadata and "
+               "tensors.\v"
+               "Example: headroom inspect data/minilm.safetensors --layers 0",
+        .children = children,
+    };
+    inspect_arguments arguments = {.common = cli_common_defaults()};
+    cli_parse(&argp, argc, argv, &arguments);
+
+    hr_safetensors *file;
+    if (hr_safetensors_open(arguments.file, &file) != HR_OK) return cli_fail_library(NULL);
+    int code = validate(arguments.file, hr_safetensors_metadata(file, "headroom.kind"));
+    char hash[33];
+    hr_safetensors_hash(file, hash);
+    if (code == CLI_OK && arguments.common.json)
+        code = print_document(&arguments, file, hash);
+    else if (code == CLI_OK)
+        print_text(&arguments, file, hash);
+    hr_safetensors_close(file);
+    return code;
+}
