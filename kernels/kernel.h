@@ -11,6 +11,18 @@
 
 #include "headroom/attention.h"
 
+/* The architecture this binary is for, as 0 or 1: which rows kernels.def has. */
+#ifdef __x86_64__
+#define HR_ARCH_X86_64 1
+#else
+#define HR_ARCH_X86_64 0
+#endif
+#ifdef __aarch64__
+#define HR_ARCH_AARCH64 1
+#else
+#define HR_ARCH_AARCH64 0
+#endif
+
 /*
  * One packed operand as seen from one head and one sequence. `codes` points at the sequence's first
  * slot; ROWS layout rows are head_dim codes apart. `scale` points at the first scale of this head

@@ -13,6 +13,8 @@
 #ifndef HEADROOM_FLOAT_LOAD_H
 #define HEADROOM_FLOAT_LOAD_H
 
+#include <string.h>
+
 #include "kernel.h"
 
 #define FLOAT_INLINE static inline __attribute__((always_inline))
