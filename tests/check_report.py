@@ -5,6 +5,7 @@
 
 Prints what is wrong, one line each; exits 1 if anything is.
 """
+
 import json
 import math
 import pathlib
@@ -24,23 +25,34 @@ def validator():
 
 def load(path):
     """JSON as the standard has it: Python's NaN and Infinity are refused."""
+
     def refuse(word):
         raise ValueError(f"{word} is not JSON")
+
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def problems(report):
     """What is wrong with a report, as lines of text."""
-    found = [f"{error.json_path}: {error.message[:200]}" for error in validator().iter_errors(report)]
+    found = [
+        f"{error.json_path}: {error.message[:200]}" for error in validator().iter_errors(report)
+    ]
     found = found or list(shape_problems(report))
-    return found or [*error_problems(report), *pareto_problems(report), *worst_problems(report),
-                     *choice_problems(report)]
+    return found or [
+        *error_problems(report),
+        *pareto_problems(report),
+        *worst_problems(report),
+        *choice_problems(report),
+    ]
 
 
 def head_errors(config):
     """{(layer, head): total rel_l2} of a config."""
-    return {(layer["layer"], head["head"]): head["scores"]["total"]["rel_l2"]
-            for layer in config["layers"] for head in layer["heads"]}
+    return {
+        (layer["layer"], head["head"]): head["scores"]["total"]["rel_l2"]
+        for layer in config["layers"]
+        for head in layer["heads"]
+    }
 
 
 def shape_problems(report):
@@ -72,7 +84,10 @@ def error_problems(report):
         rows = [("summary", config["summary"])]
         for layer in config["layers"]:
             rows.append((f"layer {layer['layer']}", layer["scores"]))
-            rows += [(f"layer {layer['layer']} head {head['head']}", head["scores"]) for head in layer["heads"]]
+            rows += [
+                (f"layer {layer['layer']} head {head['head']}", head["scores"])
+                for head in layer["heads"]
+            ]
         for where, scores in rows:
             for part in ("quant", "kernel", "total", "lse"):
                 reason = error_problem(scores[part])
@@ -81,7 +96,9 @@ def error_problems(report):
 
 
 def error_problem(error):
-    figures = {name: error[name] for name in ("max_abs", "rmse", "rel_l1", "rel_l2", "cosine", "sqnr_db")}
+    figures = {
+        name: error[name] for name in ("max_abs", "rmse", "rel_l1", "rel_l2", "cosine", "sqnr_db")
+    }
     if error["nonfinite"]:
         kept = [name for name, value in figures.items() if value is not None]
         return f"{error['nonfinite']} elements are not finite, yet {kept} are" if kept else None
@@ -99,10 +116,16 @@ def error_problem(error):
 
 
 def pareto_problems(report):
-    points = [(config["timing"]["median_ms"], config["summary"]["total"]["rel_l2"], config["id"])
-              for config in report["configs"] if config["summary"]["total"]["rel_l2"] is not None]
-    front = sorted(a for a in points
-                   if not any(b[0] <= a[0] and b[1] <= a[1] and b[:2] != a[:2] for b in points))
+    points = [
+        (config["timing"]["median_ms"], config["summary"]["total"]["rel_l2"], config["id"])
+        for config in report["configs"]
+        if config["summary"]["total"]["rel_l2"] is not None
+    ]
+    front = sorted(
+        a
+        for a in points
+        if not any(b[0] <= a[0] and b[1] <= a[1] and b[:2] != a[:2] for b in points)
+    )
     if sorted(report["pareto"]) != sorted(point[2] for point in front):
         yield f"pareto is {report['pareto']}, the figures give {[point[2] for point in front]}"
     times = {config["id"]: config["timing"]["median_ms"] for config in report["configs"]}
@@ -117,16 +140,17 @@ def worst_problems(report):
         badness = {head: math.inf if error is None else error for head, error in errors.items()}
         listed = [(worst["layer"], worst["head"]) for worst in config["worst_heads"]]
         expected = sorted(badness, key=lambda head: (-badness[head], head))[:10]
-        if [badness.get(head) for head in listed] != [badness[head] for head in expected] \
-                or len(set(listed)) != len(listed):
+        if [badness.get(head) for head in listed] != [badness[head] for head in expected] or len(
+            set(listed)
+        ) != len(listed):
             yield f"{config['id']}: worst_heads are {listed}, the figures give {expected}"
         for worst in config["worst_heads"]:
             if worst["rel_l2"] != errors.get((worst["layer"], worst["head"])):
-                yield f"{config['id']}: worst_heads has another rel_l2 for {worst['layer']}, {worst['head']}"
+                yield f"{config['id']}: worst_heads has another rel_l2 than the head: {worst}"
 
 
 def choose(report, budget):
-    """{(layer, head): config or None}, as choice is defined, and whether rounding could change it."""
+    """{(layer, head): config or None}, and the heads that rounding of figures could change."""
     ranked = sorted(report["configs"], key=lambda c: (c["kv_bits"], c["timing"]["median_ms"]))
     errors = {config["id"]: head_errors(config) for config in ranked}
     choice, close = {}, set()
@@ -142,13 +166,21 @@ def choose(report, budget):
     return choice, close
 
 
+def recorded_bits(report):
+    """{layer: bits of an element as it was recorded}."""
+    layers = report["recording"]["layers"]
+    return {layer["layer"]: 32 if layer["dtype"] == "f32" else 16 for layer in layers}
+
+
 def mean_bits(report, bits):
     """Bits of query heads, {(layer, head): bits}, as the mean over KV heads that choice defines."""
     total = weights = 0
     for layer in report["recording"]["layers"]:
         group = layer["num_heads"] // layer["num_kv_heads"]
         for kv in range(layer["num_kv_heads"]):
-            total += layer["head_dim"] * max(bits[layer["layer"], kv * group + i] for i in range(group))
+            total += layer["head_dim"] * max(
+                bits[layer["layer"], kv * group + i] for i in range(group)
+            )
             weights += layer["head_dim"]
     return total / weights
 
@@ -156,19 +188,24 @@ def mean_bits(report, bits):
 def choice_problems(report):
     given = report["choice"]
     choice, close = choose(report, given["budget"])
-    recorded = {layer["layer"]: 32 if layer["dtype"] == "f32" else 16 for layer in report["recording"]["layers"]}
+    recorded = recorded_bits(report)
     for head in given["heads"]:
         key = (head["layer"], head["head"])
         config = choice[key]
-        wanted = (config["id"], head_errors(config)[key], config["kv_bits"]) if config else (
-            None, None, recorded[head["layer"]])
+        wanted = (
+            (config["id"], head_errors(config)[key], config["kv_bits"])
+            if config
+            else (None, None, recorded[head["layer"]])
+        )
         if (head["config"], head["rel_l2"], head["kv_bits"]) != wanted and key not in close:
             yield f"choice of {key} is {head['config']}, the figures give {wanted[0]}"
     names = [head["config"] for head in given["heads"]]
     counts = {config["id"]: names.count(config["id"]) for config in report["configs"]}
     if given["counts"] != counts or given["unmet"] != names.count(None):
-        yield f"choice.counts are {given['counts']} and {given['unmet']} unmet, the heads give {counts}"
-    bits = mean_bits(report, {(head["layer"], head["head"]): head["kv_bits"] for head in given["heads"]})
+        yield f"choice.counts {given['counts']} or unmet {given['unmet']}: the heads give {counts}"
+    bits = mean_bits(
+        report, {(head["layer"], head["head"]): head["kv_bits"] for head in given["heads"]}
+    )
     if not abs(bits - given["mean_kv_bits"]) <= 1e-3 * bits:
         yield f"choice.mean_kv_bits is {given['mean_kv_bits']}, the heads give {bits}"
 

@@ -8,6 +8,7 @@ error, and the scores that depend on one another (total, cosine, SQNR, layer and
 Pareto front, choice) are computed as tools/report.schema.json defines them. Nothing here was
 measured.
 """
+
 import json
 import math
 import random
@@ -26,20 +27,68 @@ INT8_SMOOTH = ("i8", "token", 0, "dynamic", "mean")
 # id, recipe, observer, (q, k, v, p), ISA, bits, milliseconds, typical error of quant and kernel
 CONFIGS = [
     ("bf16", "bf16", None, (BF16, BF16, BF16, "bf16"), "portable", 16, 41.7, 2.1e-3, 1.4e-3),
-    ("fp8/absmax", "fp8", "absmax", (E4M3, E4M3, E4M3, "e4m3"), "portable", 8.07, 44.9, 5.6e-2,
-     1.9e-2),
-    ("fp8/percentile:99.99", "fp8", "percentile:99.99", (E4M3, E4M3, E4M3, "e4m3"), "portable",
-     8.07, 45.2, 5.2e-2, 1.9e-2),
+    (
+        "fp8/absmax",
+        "fp8",
+        "absmax",
+        (E4M3, E4M3, E4M3, "e4m3"),
+        "portable",
+        8.07,
+        44.9,
+        5.6e-2,
+        1.9e-2,
+    ),
+    (
+        "fp8/percentile:99.99",
+        "fp8",
+        "percentile:99.99",
+        (E4M3, E4M3, E4M3, "e4m3"),
+        "portable",
+        8.07,
+        45.2,
+        5.2e-2,
+        1.9e-2,
+    ),
     ("fp8/mse", "fp8", "mse", (E4M3, E4M3, E4M3, "e4m3"), "portable", 8.07, 45.0, 4.6e-2, 1.9e-2),
-    ("fp8:qk.transform=hadamard/mse", "fp8:qk.transform=hadamard", "mse",
-     (E4M3_ROTATED, E4M3_ROTATED, E4M3, "e4m3"), "portable", 8.07, 45.4, 3.9e-2, 1.8e-2),
+    (
+        "fp8:qk.transform=hadamard/mse",
+        "fp8:qk.transform=hadamard",
+        "mse",
+        (E4M3_ROTATED, E4M3_ROTATED, E4M3, "e4m3"),
+        "portable",
+        8.07,
+        45.4,
+        3.9e-2,
+        1.8e-2,
+    ),
     ("int8", "int8", None, (INT8, INT8_SMOOTH, INT8, "u8"), "avx512vnni", 9, 4.31, 8.8e-3, 5.1e-3),
-    ("int8-fp8", "int8-fp8", None,
-     (INT8, INT8_SMOOTH, ("e4m3", "channel", 0, "dynamic", "none"), "e4m3"), "portable", 8.58, 43.8,
-     2.3e-2, 1.3e-2),
-    ("int4", "int4", None,
-     (("i8", "token", 0, "dynamic", "hadamard"), ("i4", "token", 0, "dynamic", "hadamard"),
-      ("i4", "token", 0, "dynamic", "none"), "u8"), "avx512vnni", 5, 3.62, 4.9e-2, 5.2e-3),
+    (
+        "int8-fp8",
+        "int8-fp8",
+        None,
+        (INT8, INT8_SMOOTH, ("e4m3", "channel", 0, "dynamic", "none"), "e4m3"),
+        "portable",
+        8.58,
+        43.8,
+        2.3e-2,
+        1.3e-2,
+    ),
+    (
+        "int4",
+        "int4",
+        None,
+        (
+            ("i8", "token", 0, "dynamic", "hadamard"),
+            ("i4", "token", 0, "dynamic", "hadamard"),
+            ("i4", "token", 0, "dynamic", "none"),
+            "u8",
+        ),
+        "avx512vnni",
+        5,
+        3.62,
+        4.9e-2,
+        5.2e-3,
+    ),
 ]
 
 
@@ -76,8 +125,12 @@ class Sums:
             "sqnr_db": -20 * math.log10(rel) if rel != 0 else math.inf,
         }
         result = {name: short(value) for name, value in figures.items()}
-        return {**result, "cosine": None if self.nonfinite else round(figures["cosine"], 9),
-                "count": self.count, "nonfinite": self.nonfinite}
+        return {
+            **result,
+            "cosine": None if self.nonfinite else round(figures["cosine"], 9),
+            "count": self.count,
+            "nonfinite": self.nonfinite,
+        }
 
 
 class Scores:
@@ -97,9 +150,11 @@ class Scores:
         self.heads += other.heads
 
     def json(self):
-        return {**{part: self.sums[part].error() for part in self.PARTS},
-                "softmax_kl": short(self.kl / self.heads),
-                "top_k_agreement": short(self.top_k / self.heads)}
+        return {
+            **{part: self.sums[part].error() for part in self.PARTS},
+            "softmax_kl": short(self.kl / self.heads),
+            "top_k_agreement": short(self.top_k / self.heads),
+        }
 
 
 def head_scores(rng, difficulty, rms, quant, kernel, nonfinite):
@@ -113,8 +168,9 @@ def head_scores(rng, difficulty, rms, quant, kernel, nonfinite):
         bad = nonfinite if part != "quant" else 0
         scores.sums[part] = Sums(count, reference, squares, 6.5 * math.sqrt(squares / count), bad)
     squares = (0.02 * quant) ** 2 * TOKENS * 16
-    scores.sums["lse"] = Sums(TOKENS, TOKENS * 16.0, squares, 3 * math.sqrt(squares / TOKENS),
-                              nonfinite)
+    scores.sums["lse"] = Sums(
+        TOKENS, TOKENS * 16.0, squares, 3 * math.sqrt(squares / TOKENS), nonfinite
+    )
     scores.kl = 0.4 * quant * quant
     scores.top_k = max(0.0, 1 - 1.1 * quant)
     scores.heads = 1
@@ -139,8 +195,11 @@ def make_config(rng, row, heads_of_layers, nonfinite_head):
             rows.append({"head": head, "scores": scores.json()})
         summary.add(layer_scores)
         layers.append({"layer": layer, "scores": layer_scores.json(), "heads": rows})
-    every = [(layer["layer"], row["head"], row["scores"]["total"])
-             for layer in layers for row in layer["heads"]]
+    every = [
+        (layer["layer"], row["head"], row["scores"]["total"])
+        for layer in layers
+        for row in layer["heads"]
+    ]
     every.sort(key=lambda item: -math.inf if item[2]["rel_l2"] is None else -item[2]["rel_l2"])
     elements = 2 * TOKENS * HEAD_DIM * len(every)
     ms *= len(every) / 72
@@ -162,16 +221,24 @@ def make_config(rng, row, heads_of_layers, nonfinite_head):
         },
         "summary": summary.json(),
         "layers": layers,
-        "worst_heads": [{"layer": layer, "head": head, "rel_l2": error["rel_l2"],
-                         "cosine": error["cosine"]} for layer, head, error in every[:10]],
+        "worst_heads": [
+            {"layer": layer, "head": head, "rel_l2": error["rel_l2"], "cosine": error["cosine"]}
+            for layer, head, error in every[:10]
+        ],
     }
 
 
 def pareto(configs):
-    points = [(config["timing"]["median_ms"], config["summary"]["total"]["rel_l2"], config["id"])
-              for config in configs if config["summary"]["total"]["rel_l2"] is not None]
-    front = [a for a in points
-             if not any(b[0] <= a[0] and b[1] <= a[1] and b[:2] != a[:2] for b in points)]
+    points = [
+        (config["timing"]["median_ms"], config["summary"]["total"]["rel_l2"], config["id"])
+        for config in configs
+        if config["summary"]["total"]["rel_l2"] is not None
+    ]
+    front = [
+        a
+        for a in points
+        if not any(b[0] <= a[0] and b[1] <= a[1] and b[:2] != a[:2] for b in points)
+    ]
     return [point[2] for point in sorted(front)]
 
 
@@ -180,8 +247,13 @@ def choose(configs, budget):
     heads, bits = [], []
     for index, layer in enumerate(configs[0]["layers"]):
         for row in layer["heads"]:
-            choice = {"layer": layer["layer"], "head": row["head"], "config": None, "rel_l2": None,
-                      "kv_bits": 32}
+            choice = {
+                "layer": layer["layer"],
+                "head": row["head"],
+                "config": None,
+                "rel_l2": None,
+                "kv_bits": 32,
+            }
             for config in ranked:
                 error = config["layers"][index]["heads"][row["head"]]["scores"]["total"]["rel_l2"]
                 if error is not None and error <= budget:
@@ -204,9 +276,20 @@ def make_report(num_layers=6, num_heads=12, rows=None, nonfinite_head=None, seed
     rng = random.Random(seed)
     rows = CONFIGS if rows is None else rows
     # Of each head: how hard it is to quantize, and the RMS of its output.
-    heads = [[(math.exp(rng.gauss(0, 0.22) + (1.1 if rng.random() < 0.06 else 0)
-                        + 0.25 * math.sin(layer)), rng.uniform(0.05, 0.4))
-              for _ in range(num_heads)] for layer in range(num_layers)]
+    heads = [
+        [
+            (
+                math.exp(
+                    rng.gauss(0, 0.22)
+                    + (1.1 if rng.random() < 0.06 else 0)
+                    + 0.25 * math.sin(layer)
+                ),
+                rng.uniform(0.05, 0.4),
+            )
+            for _ in range(num_heads)
+        ]
+        for layer in range(num_layers)
+    ]
     configs = [make_config(rng, row, heads, nonfinite_head) for row in rows]
     return {
         "schema": "headroom-report",
@@ -229,8 +312,16 @@ def make_report(num_layers=6, num_heads=12, rows=None, nonfinite_head=None, seed
             "causal": False,
             "softmax_scale": 0.1767767,
             "rope": "none",
-            "layers": [{"layer": layer, "num_heads": num_heads, "num_kv_heads": num_heads,
-                        "head_dim": HEAD_DIM, "dtype": "f32"} for layer in range(num_layers)],
+            "layers": [
+                {
+                    "layer": layer,
+                    "num_heads": num_heads,
+                    "num_kv_heads": num_heads,
+                    "head_dim": HEAD_DIM,
+                    "dtype": "f32",
+                }
+                for layer in range(num_layers)
+            ],
         },
         "top_k": 8,
         "configs": configs,
@@ -241,9 +332,14 @@ def make_report(num_layers=6, num_heads=12, rows=None, nonfinite_head=None, seed
 
 def write(value, out, depth=0):
     """JSON with one line for each score or head, so that a change can be read in a diff."""
-    flat = depth >= 5 or not isinstance(value, (dict, list)) or not any(
-        isinstance(item, (dict, list)) for item in (
-            value.values() if isinstance(value, dict) else value))
+    flat = (
+        depth >= 5
+        or not isinstance(value, (dict, list))
+        or not any(
+            isinstance(item, (dict, list))
+            for item in (value.values() if isinstance(value, dict) else value)
+        )
+    )
     if flat:
         out.write(json.dumps(value, separators=(",", ":"), allow_nan=False))
         return

@@ -1,7 +1,6 @@
 /* Elements, colours, logarithmic scales and the placing of labels. */
 
 const SVG_NAMESPACE = document.getElementById("definitions").namespaceURI;
-const FONT = "system-ui, -apple-system, \"Segoe UI\", Roboto, \"Helvetica Neue\", \"Liberation Sans\", Arial, sans-serif";
 const measuring = document.createElement("canvas").getContext("2d");
 
 function element(name, attributes, ...children) {
@@ -30,8 +29,10 @@ function redraw(node, ...children) {
   node.replaceChildren(...(title ? [title] : []), ...children);
 }
 
+const fontFamily = getComputedStyle(document.body).fontFamily;
+
 function textWidth(text, size = 12, weight = 400) {
-  measuring.font = `${weight} ${size}px ${FONT}`;
+  measuring.font = `${weight} ${size}px ${fontFamily}`;
   return measuring.measureText(text).width;
 }
 
@@ -70,13 +71,15 @@ function parseColor(hex) {
 
 function mixColors(a, b, amount) {
   const from = parseColor(a), to = parseColor(b);
-  return "#" + from.map((x, i) => Math.round(x + (to[i] - x) * amount).toString(16).padStart(2, "0")).join("");
+  const mixed = from.map((x, i) => Math.round(x + (to[i] - x) * amount));
+  return "#" + mixed.map((x) => x.toString(16).padStart(2, "0")).join("");
 }
 
 /* Black or white, whichever stands out more (WCAG relative luminance). */
 function inkOn(hex) {
   const [r, g, b] = parseColor(hex).map((x) =>
-    x / 255 <= 0.03928 ? x / 255 / 12.92 : ((x / 255 + 0.055) / 1.055) ** 2.4);
+    x / 255 <= 0.03928 ? x / 255 / 12.92 : ((x / 255 + 0.055) / 1.055) ** 2.4
+  );
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#101317" : "#ffffff";
 }
 
@@ -99,8 +102,8 @@ function rampColor(t) {
 }
 
 function keyBadge(config) {
-  return element("span", { class: "key", "aria-hidden": "true",
-                           style: { background: config.color, color: inkOn(config.color) } }, config.key);
+  const style = { background: config.color, color: inkOn(config.color) };
+  return element("span", { class: "key", "aria-hidden": "true", style }, config.key);
 }
 
 function unmetBadge() {
@@ -133,11 +136,12 @@ function logScale(low, high, from, to) {
 function logTicks(low, high, most) {
   for (const leads of [[1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]) {
     const ticks = [];
-    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++)
+    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
       for (const lead of leads) {
         const tick = Number((lead * 10 ** power).toPrecision(12));
         if (tick >= low * (1 - 1e-9) && tick <= high * (1 + 1e-9)) ticks.push(tick);
       }
+    }
     if (ticks.length <= most || leads.length === 1) {
       const step = Math.ceil(ticks.length / most) || 1;
       return ticks.filter((_, index) => index % step === 0);
@@ -151,8 +155,9 @@ function linearTicks(low, high, most) {
   let step = niceDown((high - low) / most) || 1;
   while ((high - low) / step > most) step = niceUp(step * 1.01);
   const ticks = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++)
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) {
     ticks.push(Number((i * step).toPrecision(12)));
+  }
   return ticks;
 }
 
@@ -164,15 +169,22 @@ function overlap(a, b) {
 
 /* Text that may break after its separators. */
 function breakable(text) {
-  return text.split(/(?<=[:,/=])/).flatMap((part, index) => (index ? [element("wbr"), part] : [part]));
+  const parts = text.split(/(?<=[:,/=])/);
+  return parts.flatMap((part, index) => index ? [element("wbr"), part] : [part]);
+}
+
+function contains(outer, inner) {
+  return inner.left >= outer.left && inner.right <= outer.right &&
+    inner.top >= outer.top && inner.bottom <= outer.bottom;
 }
 
 /* Whether the line from (x, y) to the nearest side of `box` runs through one of `labels`. */
-function leaderBlocked(x, y, box, labels) {
+function leaderBlocked({ x, y }, box, labels) {
   const endX = Math.min(Math.max(x, box.left), box.right), endY = (box.top + box.bottom) / 2;
   const within = (b, px, py) => px > b.left && px < b.right && py > b.top && py < b.bottom;
-  for (let t = 0.05; t < 1; t += 0.05)
+  for (let t = 0.05; t < 1; t += 0.05) {
     if (labels.some((b) => within(b, x + t * (endX - x), y + t * (endY - y)))) return true;
+  }
   return false;
 }
 
@@ -185,27 +197,30 @@ function leaderBlocked(x, y, box, labels) {
 function placeLabels(points, obstacles, faint, frame) {
   const labels = [];
   return points.map((point) => {
+    const taken = [...obstacles, ...labels];
     const free = labelPlaces(point).filter(({ box }) =>
-      box.left >= frame.left && box.right <= frame.right && box.top >= frame.top &&
-      box.bottom <= frame.bottom && ![...obstacles, ...labels].some((other) => overlap(box, other)));
+      contains(frame, box) && !taken.some((other) => overlap(box, other))
+    );
     const open = free.filter(({ box }) => !faint.some((other) => overlap(box, other)));
-    const clear = open.find(({ box, leader }) => !leader || !leaderBlocked(point.x, point.y, box, labels));
+    const clear = open.find((place) => !place.leader || !leaderBlocked(point, place.box, labels));
     const place = clear || open[0] || free[0] || null;
     if (place) labels.push(place.box);
     return place;
   });
 }
 
-/* Where a label may go, best first: to the right, to the left, aslant, above and below, then farther. */
+/* Where a label may go, best first: right, left, aslant, above, below, and so on farther away. */
 function labelPlaces({ x, y, width }) {
   const places = [], height = 16;
-  for (let gap = 12; gap <= 132; gap += 8)
-    for (const [dx, dy] of [[1, 0], [-1, 0], [1, -1], [1, 1], [-1, -1], [-1, 1], [0, -1], [0, 1]]) {
+  const directions = [[1, 0], [-1, 0], [1, -1], [1, 1], [-1, -1], [-1, 1], [0, -1], [0, 1]];
+  for (let gap = 12; gap <= 132; gap += 8) {
+    for (const [dx, dy] of directions) {
       const reach = dx && dy ? gap * 0.8 : gap;
       const left = dx > 0 ? x + reach : dx < 0 ? x - reach - width : x - width / 2;
-      const middle = y + dy * (dx ? reach : reach + 6);
-      places.push({ leader: gap > 20, box: { left, right: left + width,
-                                             top: middle - height / 2, bottom: middle + height / 2 } });
+      const top = y + dy * (dx ? reach : reach + 6) - height / 2;
+      const box = { left, right: left + width, top, bottom: top + height };
+      places.push({ box, leader: gap > 20 });
     }
+  }
   return places;
 }

@@ -9,11 +9,17 @@ class HeadMap {
     this.node = node;
     this.focused = 0;
     node.addEventListener("pointermove", (event) => this.point(event));
-    node.addEventListener("pointerleave", () => { hideTip(); view.hoverHead(null); });
+    node.addEventListener("pointerleave", () => {
+      hideTip();
+      view.hoverHead(null);
+    });
     node.addEventListener("click", (event) => this.pick(this.indexOf(event.target)));
     node.addEventListener("keydown", (event) => this.key(event));
     node.addEventListener("focusin", (event) => this.focusIn(event));
-    node.addEventListener("focusout", () => { hideTip(); view.hoverHead(null); });
+    node.addEventListener("focusout", () => {
+      hideTip();
+      view.hoverHead(null);
+    });
   }
 
   indexOf(target) {
@@ -51,9 +57,17 @@ class HeadMap {
     const labels = svg("g", { "aria-hidden": "true" });
     for (const head of heads) {
       const { x, y } = this.place(head);
-      const cell = svg("rect", { class: "cell", x: x + inset, y: y + inset, rx: inset * 2, role: "gridcell",
-                                 width: this.cellWidth - 2 * inset, height: this.cellHeight - 2 * inset,
-                                 tabindex: head.index === this.focused ? 0 : -1, "data-index": head.index });
+      const cell = svg("rect", {
+        class: "cell",
+        role: "gridcell",
+        tabindex: head.index === this.focused ? 0 : -1,
+        "data-index": head.index,
+        x: x + inset,
+        y: y + inset,
+        width: this.cellWidth - 2 * inset,
+        height: this.cellHeight - 2 * inset,
+        rx: inset * 2,
+      });
       rows[head.row].append(cell);
       this.cells.push(cell);
       this.texts.push(null);
@@ -62,14 +76,19 @@ class HeadMap {
     const step = (least, count) => [1, 2, 4, 5, 8, 10, 16, 20, 32].find((n) => n >= least) || count;
     for (let head = 0; head < columns; head += step(across, columns)) {
       const { x } = this.place({ head, row: 0 });
-      labels.append(svg("text", { class: "muted", x: x + this.cellWidth / 2, y: this.top - 6,
-                                  "text-anchor": "middle", style: { fontSize: "11px" } }, String(head)));
+      labels.append(smallText(x + this.cellWidth / 2, this.top - 6, "middle", String(head)));
     }
-    for (let row = 0; row < shapes.length; row += step(down, shapes.length))
-      labels.append(svg("text", { class: "muted", x: this.left - 6, "text-anchor": "end",
-                                  y: this.top + (row + 0.5) * this.cellHeight + 4,
-                                  style: { fontSize: "11px" } }, String(shapes[row].layer)));
-    labels.append(svg("text", { class: "muted", x: this.left, y: 11, style: { fontSize: "11px" } }, "head →   layer ↓"));
+    for (let row = 0; row < shapes.length; row += step(down, shapes.length)) {
+      labels.append(
+        smallText(
+          this.left - 6,
+          this.top + (row + 0.5) * this.cellHeight + 4,
+          "end",
+          String(shapes[row].layer),
+        ),
+      );
+    }
+    labels.append(smallText(this.left, 11, "start", "head →   layer ↓"));
     this.writing = svg("g", { "aria-hidden": "true" });
     this.halo = svg("rect", { class: "cursor-halo", visibility: "hidden", rx: 3 });
     this.pinned = svg("rect", { class: "cursor pinned", visibility: "hidden", rx: 3 });
@@ -88,7 +107,8 @@ class HeadMap {
   }
 
   write(head, text, ink) {
-    const size = 11, fits = text && this.cellHeight >= 14 && textWidth(text, size, 600) <= this.cellWidth - 4;
+    const size = 11, room = this.cellWidth - 4;
+    const fits = text && this.cellHeight >= 14 && textWidth(text, size, 600) <= room;
     let node = this.texts[head.index];
     if (!fits) {
       if (node) node.remove();
@@ -97,8 +117,8 @@ class HeadMap {
     }
     if (!node) {
       const { x, y } = this.place(head);
-      node = svg("text", { class: "cell-text", x: x + this.cellWidth / 2, y: y + this.cellHeight / 2 + 4 });
-      node.style.fontSize = size + "px";
+      const middle = { x: x + this.cellWidth / 2, y: y + this.cellHeight / 2 + 4 };
+      node = svg("text", { class: "cell-text", ...middle, style: { fontSize: size + "px" } });
       this.texts[head.index] = node;
       this.writing.append(node);
     }
@@ -107,10 +127,18 @@ class HeadMap {
   }
 
   frame(node, index, grow) {
-    if (index === null) { node.setAttribute("visibility", "hidden"); return; }
+    if (index === null) {
+      node.setAttribute("visibility", "hidden");
+      return;
+    }
     const { x, y } = this.place(this.view.model.heads[index]);
-    fill(node, { x: x - grow, y: y - grow, width: this.cellWidth + 2 * grow,
-                 height: this.cellHeight + 2 * grow, visibility: "visible" }, []);
+    fill(node, {
+      x: x - grow,
+      y: y - grow,
+      width: this.cellWidth + 2 * grow,
+      height: this.cellHeight + 2 * grow,
+      visibility: "visible",
+    }, []);
   }
 
   show(hovered, pinned) {
@@ -154,17 +182,22 @@ class HeadMap {
     const vertical = { ArrowUp: -1, ArrowDown: 1 }[event.key];
     let next = null;
     if (event.key === "Enter" || event.key === " ") this.pick(this.focused);
-    else if (event.key === "ArrowLeft" || event.key === "ArrowRight")
+    else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
       next = heads[here.index + (event.key === "ArrowLeft" ? -1 : 1)];
-    else if (vertical)
+    } else if (vertical) {
       next = heads.filter((head) => head.row === here.row + vertical)
         .sort((a, b) => Math.abs(a.head - here.head) - Math.abs(b.head - here.head))[0];
-    else if (event.key === "Home") next = heads.find((head) => head.row === here.row);
+    } else if (event.key === "Home") next = heads.find((head) => head.row === here.row);
     else if (event.key === "End") next = heads.filter((head) => head.row === here.row).pop();
     else return;
     event.preventDefault();
     if (next) this.cells[next.index].focus();
   }
+}
+
+function smallText(x, y, anchor, text, kind = "muted") {
+  const style = { fontSize: "11px" };
+  return svg("text", { class: kind, x, y, "text-anchor": anchor, style }, text);
 }
 
 /* Both maps side by side where the cells stay readable, one above the other where not. */
@@ -173,19 +206,21 @@ function layoutMaps(view) {
   const columns = Math.max(...view.model.report.recording.layers.map((shape) => shape.num_heads));
   const half = (maps.clientWidth - 16) / 2 - 34;
   maps.classList.toggle("pair", maps.clientWidth > 860 && half / columns >= 18);
-  for (const map of [view.choiceMap, view.errorMap])
+  for (const map of [view.choiceMap, view.errorMap]) {
     map.layout(map.node.parentElement.clientWidth);
+  }
 }
+
+const EMPTY_CELL = { fill: "url(#hatch-none)", text: "–", ink: "var(--ink)" };
 
 function paintChoiceMap(view) {
   const { choice } = view;
   view.choiceMap.paint((head) => {
     const config = choice.byHead[head.index];
-    if (!config)
-      return { fill: "url(#hatch-none)", text: "", label: "no config meets the budget" };
-    return { fill: config.color, text: config.key, ink: inkOn(config.color),
-             label: `${config.id}, ${bitsText(config.kv_bits)} bits\n` +
-               `relative L2 ${numberText(config.errors[head.index])}, budget ${plainText(choice.budget)}` };
+    if (!config) return { ...EMPTY_CELL, text: "", label: "no config meets the budget" };
+    const label = `${config.id}, ${bitsText(config.kv_bits)} bits\n` +
+      `relative L2 ${numberText(config.errors[head.index])}, budget ${plainText(choice.budget)}`;
+    return { fill: config.color, text: config.key, ink: inkOn(config.color), label };
   });
   const items = view.model.configs.filter((config) => choice.counts[config.index])
     .map((config) => element("li", null, keyBadge(config), config.id));
@@ -201,13 +236,14 @@ function metricDomain(model, metric) {
 
 function findDomain(model, metric) {
   let low = Infinity, high = -Infinity;
-  for (const config of model.configs)
+  for (const config of model.configs) {
     for (const scores of config.scores) {
       const { state, badness: value } = readFigure(scores, metric);
       if (state !== "finite" || (metric.log && !(value > 0))) continue;
       low = Math.min(low, value);
       high = Math.max(high, value);
     }
+  }
   if (low > high) return metric.log ? [1e-3, 1] : [0, 1];
   if (metric.log) return high / low > 1.2 ? [low, high] : [low / 1.5, high * 1.5];
   return high > low ? [low, high] : [low - 1, high + 1];
@@ -223,17 +259,19 @@ function paintErrorMap(view) {
   const { model, state, choice } = view, metric = view.metrics.find((m) => m.key === state.metric);
   const domain = metricDomain(model, metric);
   const fixed = state.mapConfig >= 0 ? model.configs[state.mapConfig] : null;
-  document.getElementById("error-caption").textContent =
-    `${metric.title}: ${fixed ? fixed.id : "the config chosen for each head"}`;
+  document.getElementById("error-caption").textContent = `${metric.title}: ${
+    fixed ? fixed.id : "the config chosen for each head"
+  }`;
   view.errorMap.paint((head) => {
     const config = fixed || choice.byHead[head.index];
-    if (!config) return { fill: "url(#hatch-none)", text: "–", ink: "var(--ink)", label: "no config meets the budget" };
+    if (!config) return { ...EMPTY_CELL, label: "no config meets the budget" };
     const figure = readFigure(config.scores[head.index], metric);
     const lost = figure.count ? `, ${plural(figure.count, "element")} not finite` : "";
     const label = `${config.id}\n${metric.title}: ${figure.text}${lost}`;
-    if (figure.state === "nonfinite" || figure.state === "infinite")
+    if (figure.state === "nonfinite" || figure.state === "infinite") {
       return { fill: "url(#hatch-alarm)", text: "", label };
-    if (figure.state === "none") return { fill: "url(#hatch-none)", text: "–", ink: "var(--ink)", label };
+    }
+    if (figure.state === "none") return { ...EMPTY_CELL, label };
     const color = rampColor(metricPosition(figure, metric, domain));
     return { fill: color, text: cellText(figure, metric), ink: inkOn(color), label };
   });
@@ -250,35 +288,47 @@ function cellText(figure, metric) {
   return figure.value === 0 ? "0" : figure.value.toExponential(0);
 }
 
-/* The legend of the error map: best at the left, worst at the right. */
-function drawScale(view, metric, domain) {
-  const node = document.getElementById("scale"), width = Math.max(200, node.clientWidth);
-  const left = 4, right = width - 4, parts = [], steps = 64;
-  const position = (bad) => metric.log ? Math.log(bad / domain[0]) / Math.log(domain[1] / domain[0])
-    : (bad - domain[0]) / (domain[1] - domain[0]);
-  for (let i = 0; i < steps; i++)
-    parts.push(svg("rect", { x: left + (right - left) * i / steps, y: 0, height: 12,
-                             width: (right - left) / steps + 0.6, fill: rampColor((i + 0.5) / steps) }));
-  const most = Math.floor(width / 74);
-  const ticks = metric.log ? logTicks(...domain, most) : linearTicks(...domain, most);
-  for (const tick of ticks) {
-    const at = left + (right - left) * position(tick);
-    const value = metric.fromOne ? 1 - tick : metric.higherIsBetter ? -tick : tick;
-    const text = metric.fromOne ? String(Number(value.toFixed(Math.min(12, Math.ceil(-Math.log10(tick)) + 1))))
-      : metric.id === "top_k_agreement" ? Number((100 * value).toFixed(2)) + "%" : plainText(value);
-    const half = textWidth(text, 11) / 2, x = Math.min(Math.max(at, left + half), right - half);
-    parts.push(svg("line", { class: "axis", x1: at, x2: at, y1: 12, y2: 16 }));
-    parts.push(svg("text", { class: "muted", x, y: 28, "text-anchor": "middle", style: { fontSize: "11px" } }, text));
+/* The text of a tick of the scale: the metric's own figure, whatever its colour counts. */
+function tickText(tick, metric) {
+  if (metric.fromOne) {
+    const digits = Math.min(12, Math.ceil(-Math.log10(tick)) + 1);
+    return String(Number((1 - tick).toFixed(digits)));
   }
-  const budget = view.state.budget;
-  if (metric.key === "total.rel_l2" && budget >= domain[0] && budget <= domain[1]) {
-    const at = left + (right - left) * position(budget), text = `budget ${plainText(budget)}`;
+  if (metric.id === "top_k_agreement") return Number((-100 * tick).toFixed(2)) + "%";
+  return plainText(metric.higherIsBetter ? -tick : tick);
+}
+
+/* The legend of the error map: best at the left, worst at the right. */
+function drawScale(view, metric, [low, high]) {
+  const node = document.getElementById("scale"), width = Math.max(200, node.clientWidth);
+  const left = 4, right = width - 4, steps = 64, step = (right - left) / steps, parts = [];
+  const position = metric.log
+    ? logScale(low, high, left, right)
+    : (value) => left + (right - left) * (value - low) / (high - low);
+  const write = (at, y, text, kind) => {
     const half = textWidth(text, 11, 600) / 2;
-    parts.push(svg("path", { d: `M${at} 12l-4 -5v-9h8v9z`, class: "curve-dot" }));
-    parts.push(svg("text", { class: "budget-label", x: Math.min(Math.max(at, left + half), right - half), y: 42,
-                             "text-anchor": "middle", style: { fontSize: "11px" } }, text));
+    parts.push(
+      smallText(Math.min(Math.max(at, left + half), right - half), y, "middle", text, kind),
+    );
+  };
+  for (let i = 0; i < steps; i++) {
+    const fill = rampColor((i + 0.5) / steps);
+    parts.push(svg("rect", { x: left + i * step, y: 0, width: step + 0.6, height: 12, fill }));
+  }
+  const most = Math.floor(width / 74);
+  for (const tick of metric.log ? logTicks(low, high, most) : linearTicks(low, high, most)) {
+    const at = position(tick);
+    parts.push(svg("line", { class: "axis", x1: at, x2: at, y1: 12, y2: 16 }));
+    write(at, 28, tickText(tick, metric));
+  }
+  const { budget } = view.state;
+  if (metric.key === "total.rel_l2" && budget >= low && budget <= high) {
+    const at = position(budget);
+    parts.push(svg("path", { class: "curve-dot", d: `M${at} 12l-4 -5v-9h8v9z` }));
+    write(at, 42, `budget ${plainText(budget)}`, "budget-label");
   }
   node.setAttribute("viewBox", `0 0 ${width} 44`);
-  document.getElementById("scale-title").textContent = `Colour scale of ${metric.title}, worse to the right`;
+  document.getElementById("scale-title").textContent =
+    `Colour scale of ${metric.title}, worse to the right`;
   redraw(node, ...parts);
 }

@@ -10,8 +10,9 @@ function readReport() {
   } catch (error) {
     throw new Error("This page's data is not valid JSON: " + error.message);
   }
-  if (!report || report.schema !== "headroom-report" || report.schema_version !== 1)
+  if (!report || report.schema !== "headroom-report" || report.schema_version !== 1) {
     throw new Error("This page draws headroom-report version 1; its data is something else.");
+  }
   return report;
 }
 
@@ -23,14 +24,21 @@ function listHeads(report) {
   const heads = [], kvHeads = [];
   report.recording.layers.forEach((shape, row) => {
     const firstKv = kvHeads.length;
-    for (let head = 0; head < shape.num_kv_heads; head++)
+    for (let head = 0; head < shape.num_kv_heads; head++) {
       kvHeads.push({ layer: shape.layer, head, weight: shape.head_dim, heads: [] });
+    }
     const group = shape.num_heads / shape.num_kv_heads;
     for (let head = 0; head < shape.num_heads; head++) {
       const kv = firstKv + Math.floor(head / group);
       kvHeads[kv].heads.push(heads.length);
-      heads.push({ index: heads.length, layer: shape.layer, head, row, kv,
-                   recordedBits: shape.dtype === "f32" ? 32 : 16 });
+      heads.push({
+        index: heads.length,
+        layer: shape.layer,
+        head,
+        row,
+        kv,
+        recordedBits: shape.dtype === "f32" ? 32 : 16,
+      });
     }
   });
   return { heads, kvHeads };
@@ -46,13 +54,15 @@ function buildModel(report) {
   const front = new Set(report.pareto);
   const configs = report.configs.map((config, index) => {
     const scores = config.layers.flatMap((layer) => layer.heads.map((head) => head.scores));
-    if (scores.length !== heads.length)
-      throw new Error(`Config ${config.id} has ${scores.length} heads, the recording ${heads.length}.`);
+    if (scores.length !== heads.length) {
+      throw new Error(`${config.id} has ${scores.length} heads, the recording ${heads.length}.`);
+    }
     const errors = Float64Array.from(scores, (s) => s.total.rel_l2 === null ? NaN : s.total.rel_l2);
     return { ...config, index, key: keyOf(index), scores, errors, onFront: front.has(config.id) };
   });
   const ranked = [...configs].sort((a, b) =>
-    a.kv_bits - b.kv_bits || a.timing.median_ms - b.timing.median_ms || a.index - b.index);
+    a.kv_bits - b.kv_bits || a.timing.median_ms - b.timing.median_ms || a.index - b.index
+  );
   paintConfigs(configs);
   return { report, heads, kvHeads, configs, ranked, domains: new Map() };
 }
@@ -63,11 +73,15 @@ function buildModel(report) {
  */
 function choose(model, budget) {
   const byHead = model.heads.map((head) =>
-    model.ranked.find((config) => config.errors[head.index] <= budget) || null);
+    model.ranked.find((config) => config.errors[head.index] <= budget) || null
+  );
   const counts = model.configs.map(() => 0);
   let unmet = 0, worst = 0;
   byHead.forEach((config, index) => {
-    if (!config) { unmet++; return; }
+    if (!config) {
+      unmet++;
+      return;
+    }
     counts[config.index]++;
     worst = Math.max(worst, config.errors[index]);
   });
@@ -79,8 +93,10 @@ function meanBits(model, byHead) {
   let sum = 0, weights = 0;
   for (const kv of model.kvHeads) {
     let bits = 0;
-    for (const index of kv.heads)
-      bits = Math.max(bits, byHead[index] ? byHead[index].kv_bits : model.heads[index].recordedBits);
+    for (const index of kv.heads) {
+      const config = byHead[index];
+      bits = Math.max(bits, config ? config.kv_bits : model.heads[index].recordedBits);
+    }
     sum += kv.weight * bits;
     weights += kv.weight;
   }
@@ -90,9 +106,14 @@ function meanBits(model, byHead) {
 /* Ends of the budget slider: all errors of all heads, widened to 1, 2 or 5 times a power of ten. */
 function budgetDomain(model) {
   let low = Infinity, high = 0;
-  for (const config of model.configs)
-    for (const error of config.errors)
-      if (error > 0) { low = Math.min(low, error); high = Math.max(high, error); }
+  for (const config of model.configs) {
+    for (const error of config.errors) {
+      if (error > 0) {
+        low = Math.min(low, error);
+        high = Math.max(high, error);
+      }
+    }
+  }
   const given = model.report.choice.budget;
   low = niceDown(Math.min(low, given));
   high = niceUp(Math.max(high, given));
@@ -116,15 +137,31 @@ const ERROR_PARTS = [
 ];
 
 function listMetrics(topK) {
-  const metrics = ERROR_PARTS.flatMap((part) => ERROR_METRICS.map((metric) => ({
-    ...metric, part: part.id, key: part.id + "." + metric.id, group: part.name + " error",
-    title: `${part.name} error, ${metric.name}`,
-  })));
-  metrics.push({ key: "softmax_kl", id: "softmax_kl", group: "Softmax", name: "KL divergence, nats",
-                 title: "Softmax KL divergence, nats", log: true });
-  metrics.push({ key: "top_k_agreement", id: "top_k_agreement", group: "Softmax",
-                 name: `top-${topK} agreement`, title: `Softmax top-${topK} agreement`,
-                 higherIsBetter: true });
+  const metrics = ERROR_PARTS.flatMap((part) =>
+    ERROR_METRICS.map((metric) => ({
+      ...metric,
+      part: part.id,
+      key: part.id + "." + metric.id,
+      group: part.name + " error",
+      title: `${part.name} error, ${metric.name}`,
+    }))
+  );
+  metrics.push({
+    key: "softmax_kl",
+    id: "softmax_kl",
+    group: "Softmax",
+    name: "KL divergence, nats",
+    title: "Softmax KL divergence, nats",
+    log: true,
+  });
+  metrics.push({
+    key: "top_k_agreement",
+    id: "top_k_agreement",
+    group: "Softmax",
+    name: `top-${topK} agreement`,
+    title: `Softmax top-${topK} agreement`,
+    higherIsBetter: true,
+  });
   return metrics;
 }
 
@@ -136,13 +173,16 @@ function listMetrics(topK) {
 function readFigure(scores, metric) {
   const error = metric.part ? scores[metric.part] : null;
   const value = error ? error[metric.id] : scores[metric.id];
-  if (error && error.nonfinite > 0)
+  if (error && error.nonfinite > 0) {
     return { value: null, state: "nonfinite", text: "NaN/Inf", count: error.nonfinite };
-  if (value !== null)
-    return { value, state: "finite", text: figureText(value, metric.id), badness: badness(value, metric) };
+  }
+  if (value !== null) {
+    const text = figureText(value, metric.id);
+    return { value, state: "finite", text, badness: badness(value, metric) };
+  }
   if (!error && scores.total.nonfinite > 0) return { value, state: "nonfinite", text: "NaN/Inf" };
   if (metric.id === "sqnr_db" && error.rmse === 0) return { value, state: "exact", text: "exact" };
-  if (metric.id === "rel_l1" || metric.id === "rel_l2") return { value, state: "infinite", text: "∞" };
+  if (metric.id.startsWith("rel_")) return { value, state: "infinite", text: "∞" };
   return { value, state: "none", text: "–" };
 }
 
@@ -170,8 +210,8 @@ function numberText(value) {
 
 /* The shortest form: 0.05, 9, 8.07. */
 function plainText(value) {
-  const text = Math.abs(value) < 1e-3 && value !== 0 ? value.toExponential(2) : value.toPrecision(3);
-  return String(Number(text));
+  const small = Math.abs(value) < 1e-3 && value !== 0;
+  return String(Number(small ? value.toExponential(2) : value.toPrecision(3)));
 }
 
 function bitsText(value) {
@@ -182,10 +222,13 @@ function bytesText(bytes) {
   if (bytes < 1024) return bytes + " B";
   const units = ["KiB", "MiB", "GiB", "TiB"];
   let unit = -1;
-  do { bytes /= 1024; unit++; } while (bytes >= 1024 && unit < units.length - 1);
+  do {
+    bytes /= 1024;
+    unit++;
+  } while (bytes >= 1024 && unit < units.length - 1);
   return (bytes >= 100 ? bytes.toFixed(0) : bytes.toPrecision(3)) + " " + units[unit];
 }
 
-function plural(count, noun) {
-  return `${count} ${noun}${count === 1 ? "" : "s"}`;
+function plural(count, noun, many = noun + "s") {
+  return `${count} ${count === 1 ? noun : many}`;
 }

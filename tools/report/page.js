@@ -27,18 +27,32 @@ class View {
   wire() {
     const { model, metrics } = this;
     const names = model.configs.map((config) => [config.index, `${config.key}  ${config.id}`]);
-    options("metric", metrics.map((m) => [m.key, m.title, m.group]), this.state.metric,
-            (key) => { this.state.metric = key; paintErrorMap(this); });
-    options("map-config", [[-1, "chosen for each head"], ...names], this.state.mapConfig,
-            (index) => this.selectConfig(Number(index)));
-    options("worst-config", names, this.state.worstConfig,
-            (index) => { this.state.worstConfig = Number(index); drawWorst(this); });
-    const slider = document.getElementById("budget"), exact = document.getElementById("budget-number");
+    options("metric", metrics.map((m) => [m.key, m.title, m.group]), this.state.metric, (key) => {
+      this.state.metric = key;
+      paintErrorMap(this);
+    });
+    options(
+      "map-config",
+      [[-1, "chosen for each head"], ...names],
+      this.state.mapConfig,
+      (index) => this.selectConfig(Number(index)),
+    );
+    options("worst-config", names, this.state.worstConfig, (index) => {
+      this.state.worstConfig = Number(index);
+      drawWorst(this);
+    });
+    const slider = document.getElementById("budget"),
+      exact = document.getElementById("budget-number");
     const reset = document.getElementById("budget-reset");
     const [low, high] = this.domain;
     slider.max = SLIDER_STEPS;
-    slider.addEventListener("input", () =>
-      this.setBudget(Number((low * (high / low) ** (slider.value / SLIDER_STEPS)).toPrecision(3))));
+    slider.addEventListener(
+      "input",
+      () =>
+        this.setBudget(
+          Number((low * (high / low) ** (slider.value / SLIDER_STEPS)).toPrecision(3)),
+        ),
+    );
     exact.addEventListener("change", () => {
       const value = Number(exact.value.replace(",", "."));
       this.setBudget(value > 0 && Number.isFinite(value) ? value : this.state.budget);
@@ -62,7 +76,8 @@ class View {
   sortBy(column) {
     const { sort } = this.state;
     const again = sort.key === column.key;
-    this.state.sort = { key: column.key, descending: again ? !sort.descending : Boolean(column.down) };
+    const descending = again ? !sort.descending : Boolean(column.down);
+    this.state.sort = { key: column.key, descending };
     drawConfigs(this);
   }
 
@@ -104,7 +119,8 @@ class View {
 
   drawChoice() {
     const [low, high] = this.domain, { budget } = this.state;
-    const slider = document.getElementById("budget"), exact = document.getElementById("budget-number");
+    const slider = document.getElementById("budget"),
+      exact = document.getElementById("budget-number");
     slider.value = Math.round(SLIDER_STEPS * Math.log(budget / low) / Math.log(high / low));
     slider.setAttribute("aria-valuetext", `${plainText(budget)} relative L2`);
     exact.value = plainText(budget);
@@ -132,7 +148,10 @@ function options(id, entries, value, change) {
   const select = document.getElementById(id), groups = new Map();
   for (const [key, text, group] of entries) {
     const option = element("option", { value: key }, shorten(text, 60));
-    if (!group) { select.append(option); continue; }
+    if (!group) {
+      select.append(option);
+      continue;
+    }
     if (!groups.has(group)) {
       groups.set(group, element("optgroup", { label: group }));
       select.append(groups.get(group));
@@ -146,16 +165,21 @@ function options(id, entries, value, change) {
 /* "At a budget of 0.05 relative L2, 30 of 72 heads live with int4: a mean of 7.0 bits ..." */
 function drawAnswer(view) {
   const { model, choice } = view, total = model.heads.length;
-  const most = model.ranked.reduce((best, config) =>
-    choice.counts[config.index] > (best ? choice.counts[best.index] : 0) ? config : best, null);
+  const most = model.ranked.reduce(
+    (best, config) =>
+      choice.counts[config.index] > (best ? choice.counts[best.index] : 0) ? config : best,
+    null,
+  );
   const strong = (text) => element("strong", null, text);
   const parts = [`At a budget of ${plainText(choice.budget)} relative L2, `];
-  if (!most)
-    parts.push(element("span", { class: "alarm" }, `no head can live with any of ${plural(model.configs.length, "config")}`), ".");
-  else {
+  if (!most) {
+    const text = `no head can live with any of ${plural(model.configs.length, "config")}`;
+    parts.push(span("alarm", text), ".");
+  } else {
     const count = choice.counts[most.index];
-    parts.push(strong(`${count} of ${plural(total, "head")}`), count === 1 ? " lives with " : " live with ",
-               strong(shorten(most.id, 40)), ...meanWords(choice.meanBits, strong));
+    parts.push(strong(`${count} of ${plural(total, "head")}`));
+    parts.push(count === 1 ? " lives with " : " live with ", strong(shorten(most.id, 40)));
+    parts.push(...meanWords(choice.meanBits, strong));
   }
   document.getElementById("answer").replaceChildren(...parts);
   drawStats(view);
@@ -163,28 +187,33 @@ function drawAnswer(view) {
 
 function meanWords(bits, strong) {
   const text = bits.toFixed(1);
-  if (text === "16.0") return [", and the mean over all stays at ", strong("16 bits"), " per K/V element."];
-  return [", and the mean over all is ", strong(`${text} bits`), " per K/V element ",
-          bits < 16 ? "instead of 16." : "where bf16 takes 16."];
+  if (text === "16.0") {
+    return [", and the mean over all stays at ", strong("16 bits"), " per K/V element."];
+  }
+  const than = bits < 16 ? "instead of 16." : "where bf16 takes 16.";
+  return [", and the mean over all is ", strong(`${text} bits`), " per K/V element ", than];
 }
 
 function drawStats(view) {
   const { model, choice } = view, total = model.heads.length, met = total - choice.unmet;
   const fastest = model.configs.reduce((a, b) => b.timing.median_ms < a.timing.median_ms ? b : a);
-  const stat = (name, value, detail) => element("div", null, element("dt", null, name),
-    element("dd", null, value, " ", detail ? element("small", null, detail) : null));
+  const stat = (name, value, detail) => {
+    const small = detail ? element("small", null, detail) : null;
+    return element("div", null, element("dt", null, name), element("dd", null, value, " ", small));
+  };
   const items = [
     stat("K/V cache", cacheText(16 / choice.meanBits), "than bf16"),
     stat("Within the budget", `${met}`, `of ${plural(total, "head")}`),
     stat("Worst chosen error", met ? numberText(choice.worst) : "–", "relative L2"),
   ];
-  if (fastest.timing.x_baseline !== null && fastest.index !== 0)
-    items.push(stat("Fastest config", `${numberText(fastest.timing.x_baseline)}× bf16`, shorten(fastest.id, 24)));
+  const gain = fastest.timing.x_baseline;
+  if (gain !== null && fastest.index !== 0) {
+    items.push(stat("Fastest config", `${numberText(gain)}× bf16`, shorten(fastest.id, 24)));
+  }
   const broken = model.configs.filter((config) => config.summary.total.nonfinite > 0);
   if (broken.length) {
-    const item = stat("Output not finite", "");
-    item.lastChild.append(element("span", { class: "nonfinite" }, broken.map((config) => shorten(config.id, 24)).join(", ")));
-    items.push(item);
+    const names = broken.map((config) => shorten(config.id, 24)).join(", ");
+    items.push(stat("Output not finite", span("nonfinite", names)));
   }
   document.getElementById("stats").replaceChildren(...items);
 }
@@ -201,46 +230,77 @@ function drawComposition(view) {
   const segments = used.map((config) => {
     const count = choice.counts[config.index], room = width * count / total - 18;
     const long = `${shorten(config.id, 34)} · ${count}`;
-    const text = textWidth(long, 13, 600) < room ? long : textWidth(config.key, 13, 600) < room ? config.key : "";
-    return element("div", { style: { flexGrow: count, flexBasis: 0, background: config.color, color: inkOn(config.color),
-                                     padding: text ? "" : "0" } }, text);
+    const text = [long, config.key, ""].find((words) => textWidth(words, 13, 600) < room) || "";
+    const style = { background: config.color, color: inkOn(config.color) };
+    return segment(count, text, null, style);
   });
   const items = used.map((config) => {
     const count = choice.counts[config.index];
-    return element("li", null, keyBadge(config), element("span", null, element("b", null, String(count)),
-      ` ${shorten(config.id, 60)} `, element("span", { class: "dim" }, `${bitsText(config.kv_bits)} bits`)));
+    const detail = `${bitsText(config.kv_bits)} bits`;
+    return legendItem(keyBadge(config), count, shorten(config.id, 60), detail);
   });
   if (choice.unmet) {
-    segments.push(element("div", { class: "unmet", style: { flexGrow: choice.unmet, flexBasis: 0, padding: 0 } }));
-    items.push(element("li", null, unmetBadge(), element("span", null, element("b", null, String(choice.unmet)),
-      " no config meets the budget ", element("span", { class: "dim" }, "counted at the recorded width"))));
+    const name = "no config meets the budget", detail = "counted at the recorded width";
+    segments.push(segment(choice.unmet, "", "unmet"));
+    items.push(legendItem(unmetBadge(), choice.unmet, name, detail));
   }
   document.getElementById("share").replaceChildren(...segments);
   document.getElementById("share-legend").replaceChildren(...items);
 }
 
+function segment(count, text, kind, style) {
+  const size = { flexGrow: count, flexBasis: 0, padding: text ? "" : "0" };
+  return element("div", { class: kind, style: { ...size, ...style } }, text);
+}
+
+function legendItem(badge, count, name, detail) {
+  const number = element("b", null, String(count));
+  return element("li", null, badge, span(null, number, ` ${name} `, span("dim", detail)));
+}
+
 function drawProvenance(report) {
   const { recording, machine, headroom } = report;
-  const list = (title, rows) => element("div", null, element("h3", null, title), element("dl", null,
-    ...rows.flatMap(([name, value, kind]) => [element("dt", null, name),
-      element("dd", { class: kind || "" }, value === null || value === "" ? "–" : String(value))])));
-  const shapes = recording.layers.map((s) => `${s.num_heads}/${s.num_kv_heads} × ${s.head_dim} ${s.dtype}`);
-  const alike = shapes.every((shape) => shape === shapes[0]);
+  const shapes = new Set(
+    recording.layers.map((shape) =>
+      `${shape.num_heads}/${shape.num_kv_heads} × ${shape.head_dim} ${shape.dtype}`
+    ),
+  );
   document.getElementById("provenance").replaceChildren(
-    list("Recording", [
-      ["Model", recording.model], ["File", recording.path, "mono"], ["Data hash", recording.data_hash, "mono"],
+    factList("Recording", [
+      ["Model", recording.model],
+      ["File", recording.path, "mono"],
+      ["Data hash", recording.data_hash, "mono"],
       ["Tokens", `${recording.total_tokens} in ${plural(recording.batch, "sequence")}`],
       ["Layers", layerNumbers(recording.layers)],
-      ["Heads/KV × dim", alike ? shapes[0] : "differ by layer: " + [...new Set(shapes)].join(", ")],
-      ["Mask", recording.causal ? "causal" : "full"], ["Softmax scale", plainText(recording.softmax_scale)],
-      ["RoPE", recording.rope]]),
-    list("Machine", [
-      ["CPU", machine.cpu], ["Instruction sets", machine.isa.join(", ")], ["Threads", machine.threads],
-      ["Compiler", machine.compiler], ["System", machine.os]]),
-    list("Report", [
-      ["Headroom", headroom.version], ["Commit", headroom.commit, "mono"], ["Made", report.created],
-      ["Timed passes", report.configs[0].timing.repeats], ["Configs", report.configs.length],
-      ["Schema", `${report.schema} ${report.schema_version}`]]));
+      ["Heads/KV × dim", [...shapes].join(", ")],
+      ["Mask", recording.causal ? "causal" : "full"],
+      ["Softmax scale", plainText(recording.softmax_scale)],
+      ["RoPE", recording.rope],
+    ]),
+    factList("Machine", [
+      ["CPU", machine.cpu],
+      ["Instruction sets", machine.isa.join(", ")],
+      ["Threads", machine.threads],
+      ["Compiler", machine.compiler],
+      ["System", machine.os],
+    ]),
+    factList("Report", [
+      ["Headroom", headroom.version],
+      ["Commit", headroom.commit, "mono"],
+      ["Made", report.created],
+      ["Timed passes", report.configs[0].timing.repeats],
+      ["Configs", report.configs.length],
+      ["Schema", `${report.schema} ${report.schema_version}`],
+    ]),
+  );
+}
+
+function factList(title, rows) {
+  const facts = rows.flatMap(([name, value, kind]) => [
+    element("dt", null, name),
+    element("dd", { class: kind }, value === null || value === "" ? "–" : String(value)),
+  ]);
+  return element("div", null, element("h3", null, title), element("dl", null, ...facts));
 }
 
 /* "0–5, 8 (7)": runs of layer numbers and how many. */
@@ -261,8 +321,9 @@ function showTip(event, text) {
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
   const x = event.clientX + 14, y = event.clientY + 14;
+  const fits = y + height + 8 <= window.innerHeight;
   tip.style.left = Math.max(4, Math.min(x, window.innerWidth - width - 8)) + "px";
-  tip.style.top = (y + height + 8 > window.innerHeight ? Math.max(4, event.clientY - height - 12) : y) + "px";
+  tip.style.top = (fits ? y : Math.max(4, event.clientY - height - 12)) + "px";
 }
 
 function hideTip() {
@@ -271,9 +332,14 @@ function hideTip() {
 
 /* Follows the system until the button is used; the choice is kept where the browser allows it. */
 function wireTheme(changed) {
-  const system = matchMedia("(prefers-color-scheme: dark)"), button = document.getElementById("theme");
+  const system = matchMedia("(prefers-color-scheme: dark)"),
+    button = document.getElementById("theme");
   let stored = null;
-  try { stored = localStorage.getItem("headroom-theme"); } catch { stored = null; }
+  try {
+    stored = localStorage.getItem("headroom-theme");
+  } catch {
+    stored = null;
+  }
   const apply = () => {
     const dark = stored ? stored === "dark" : system.matches;
     document.documentElement.dataset.theme = dark ? "dark" : "light";
@@ -283,7 +349,9 @@ function wireTheme(changed) {
   system.addEventListener("change", apply);
   button.addEventListener("click", () => {
     stored = isDark() ? "light" : "dark";
-    try { localStorage.setItem("headroom-theme", stored); } catch { /* kept for this visit only */ }
+    try {
+      localStorage.setItem("headroom-theme", stored);
+    } catch { /* kept for this visit only */ }
     apply();
   });
   apply();
@@ -291,7 +359,9 @@ function wireTheme(changed) {
 
 function start() {
   let view = null;
-  wireTheme(() => { if (view) view.drawChoice(); });
+  wireTheme(() => {
+    if (view) view.drawChoice();
+  });
   try {
     const report = readReport(), { model } = report.recording;
     document.title = `Headroom report: ${model || report.recording.path}`;
@@ -299,9 +369,6 @@ function start() {
     document.getElementById("report").hidden = false;
     view = new View(report);
     drawProvenance(report);
-    document.getElementById("table-note").textContent =
-      "Speed: median with the range of the passes. K/V bits count scales; beneath them, the packed size of K and V. " +
-      "Errors are over the whole recording, the worst head by total relative L2; heads: how many choose the config at the budget.";
     view.drawAll();
   } catch (error) {
     const failure = document.getElementById("failure");

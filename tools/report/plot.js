@@ -43,19 +43,27 @@ function drawPlot(view) {
   const y = logScale(...plotDomain(errors, 1.25, 4), box.bottom, box.top);
   for (const p of points) {
     p.x = p.speed > 0 ? x(p.speed) : box.left + 12;
-    p.y = p.error === null || !(p.speed > 0) ? box.top - 20 : p.error > 0 ? y(p.error) : box.bottom - 6;
+    if (p.error === null || !(p.speed > 0)) p.y = box.top - 20;
+    else p.y = p.error > 0 ? y(p.error) : box.bottom - 6;
   }
   node.setAttribute("viewBox", `0 0 ${width} ${height}`);
   node.setAttribute("height", height);
-  document.getElementById("plot-title").textContent =
-    `Relative L2 error against speed of ${plural(points.length, "config")}`;
+  document.getElementById("plot-title").textContent = `Relative L2 error against speed of ${
+    plural(points.length, "config")
+  }`;
   const dots = points.map((p) => markBox(p, p.y - 9, p.y + 9, 9));
   const ranges = points.filter((p) => p.best > 0).map((p) => markBox(p, y(p.worst), y(p.best), 4));
   const budget = placeBudget(state.budget, y(state.budget), box, [...dots, ...ranges]);
   const strip = broken ? placeStrip(box, dots) : { label: [], drawing: null };
   const obstacles = [...dots, budget.label].concat(strip.label);
-  redraw(node, ...plotAxes(x, y, box, height), strip.drawing, budget.drawing, plotFront(points, box),
-         ...plotDots(view, points, y, obstacles, ranges, box));
+  redraw(
+    node,
+    ...plotAxes(x, y, box, height),
+    strip.drawing,
+    budget.drawing,
+    plotFront(points, box),
+    ...plotDots(view, points, y, obstacles, ranges, box),
+  );
 }
 
 function markBox(p, top, bottom, half) {
@@ -66,42 +74,62 @@ function plotAxes(x, y, box, height) {
   const parts = [];
   const wide = box.right - box.left;
   for (const tick of logTicks(x.invert(box.left), x.invert(box.right), Math.floor(wide / 85))) {
-    parts.push(svg("line", { class: "gridline", x1: x(tick), x2: x(tick), y1: box.top, y2: box.bottom }));
-    parts.push(svg("text", { class: "muted", x: x(tick), y: box.bottom + 17, "text-anchor": "middle" }, plainText(tick)));
+    const at = x(tick),
+      text = { class: "muted", x: at, y: box.bottom + 17, "text-anchor": "middle" };
+    parts.push(svg("line", { class: "gridline", x1: at, x2: at, y1: box.top, y2: box.bottom }));
+    parts.push(svg("text", text, plainText(tick)));
   }
   for (const tick of logTicks(y.invert(box.bottom), y.invert(box.top), 8)) {
-    parts.push(svg("line", { class: "gridline", x1: box.left, x2: box.right, y1: y(tick), y2: y(tick) }));
-    parts.push(svg("text", { class: "muted", x: box.left - 8, y: y(tick) + 4, "text-anchor": "end" }, plainText(tick)));
+    const at = y(tick), text = { class: "muted", x: box.left - 8, y: at + 4, "text-anchor": "end" };
+    parts.push(svg("line", { class: "gridline", x1: box.left, x2: box.right, y1: at, y2: at }));
+    parts.push(svg("text", text, plainText(tick)));
   }
-  parts.push(svg("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }));
-  parts.push(svg("text", { class: "axis-title", x: box.right, y: height - 4, "text-anchor": "end" },
-                 "Speed, GOP/s: higher is faster"));
-  parts.push(svg("text", { class: "axis-title", x: 0, y: 13 }, "Relative L2 error: lower is more accurate"));
+  const { left: x1, right: x2, bottom } = box;
+  parts.push(svg("line", { class: "axis", x1, x2, y1: bottom, y2: bottom }));
+  parts.push(
+    svg(
+      "text",
+      { class: "axis-title", x: box.right, y: height - 4, "text-anchor": "end" },
+      "Speed, GOP/s: higher is faster",
+    ),
+  );
+  parts.push(
+    svg("text", { class: "axis-title", x: 0, y: 13 }, "Relative L2 error: lower is more accurate"),
+  );
   return parts;
 }
 
 /* The leftmost place between y - 20 and y where a text of that width covers no mark. */
 function freePlace(width, y, box, marks) {
   const at = (left) => ({ left: left - 4, right: left + width + 4, top: y - 20, bottom: y - 1 });
-  for (let left = box.left + 6; left + width < box.right; left += 20)
+  for (let left = box.left + 6; left + width < box.right; left += 20) {
     if (!marks.some((mark) => overlap(mark, at(left)))) return at(left);
+  }
   return at(box.left + 6);
 }
 
 /* Where configs stand that have no finite place on the axes. */
 function placeStrip(box, marks) {
-  const text = "not finite", label = freePlace(textWidth(text, 12, 600), box.top - 11, box, marks);
-  const drawing = svg("g", null,
-    svg("rect", { class: "strip", x: box.left, y: box.top - 36, width: box.right - box.left, height: 32, rx: 4 }),
-    svg("text", { class: "strip-label", x: label.left + 4, y: box.top - 16 }, text));
+  const text = "not finite", width = box.right - box.left;
+  const label = freePlace(textWidth(text, 12, 600), box.top - 11, box, marks);
+  const drawing = svg(
+    "g",
+    null,
+    svg("rect", { class: "strip", x: box.left, y: box.top - 36, width, height: 32, rx: 4 }),
+    svg("text", { class: "strip-label", x: label.left + 4, y: box.top - 16 }, text),
+  );
   return { label, drawing };
 }
 
 function placeBudget(budget, y, box, marks) {
-  const text = `budget ${plainText(budget)}`, label = freePlace(textWidth(text, 12, 600), y, box, marks);
-  const drawing = svg("g", { id: "plot-budget" },
+  const text = `budget ${plainText(budget)}`;
+  const label = freePlace(textWidth(text, 12, 600), y, box, marks);
+  const drawing = svg(
+    "g",
+    { id: "plot-budget" },
     svg("line", { class: "budget-line", x1: box.left, x2: box.right, y1: y, y2: y }),
-    svg("text", { class: "budget-label", x: label.left + 4, y: y - 6 }, text));
+    svg("text", { class: "budget-label", x: label.left + 4, y: y - 6 }, text),
+  );
   return { label, drawing };
 }
 
@@ -128,11 +156,24 @@ function plotDots(view, points, y, obstacles, ranges, box) {
     const place = places[index];
     if (!place) return;
     const at = place.box, middle = (at.top + at.bottom) / 2;
-    if (place.leader)
-      leaders.push(svg("line", { class: "leader", x1: p.x, y1: p.y,
-                                 x2: Math.min(Math.max(p.x, at.left), at.right), y2: middle }));
-    labels.push(svg("text", { class: "point-label" + (p.config.onFront ? " on-front" : ""),
-                              x: at.left + 3, y: middle + 4 }, p.label));
+    if (place.leader) {
+      leaders.push(
+        svg("line", {
+          class: "leader",
+          x1: p.x,
+          y1: p.y,
+          x2: Math.min(Math.max(p.x, at.left), at.right),
+          y2: middle,
+        }),
+      );
+    }
+    labels.push(
+      svg("text", {
+        class: "point-label" + (p.config.onFront ? " on-front" : ""),
+        x: at.left + 3,
+        y: middle + 4,
+      }, p.label),
+    );
   });
   return [...leaders, ...order.map((p) => plotDot(view, p, y)).reverse(), ...labels];
 }
@@ -144,16 +185,34 @@ function plotDot(view, p, y) {
     `${bitsText(config.kv_bits)} bits, worst head ${p.lost ? "not finite" : numberText(p.worst)}` +
     (config.onFront ? ", on the Pareto front" : "");
   const pick = () => view.pickConfig(config.index);
-  return svg("g", { class: "point" + (chosen ? " chosen" : ""), tabindex: 0, role: "button",
-                    "aria-label": name, "aria-pressed": String(chosen), "data-config": config.index,
-                    onclick: pick, onkeydown: onActivate(pick),
-                    onpointermove: (event) => showTip(event, name.replace(": ", "\n").replaceAll(", ", "\n")),
-                    onpointerleave: hideTip },
-    p.best > 0 ? svg("line", { class: "range", stroke: config.color, x1: p.x, x2: p.x,
-                               y1: y(p.best), y2: y(p.worst) }) : null,
+  return svg(
+    "g",
+    {
+      class: "point" + (chosen ? " chosen" : ""),
+      tabindex: 0,
+      role: "button",
+      "aria-label": name,
+      "aria-pressed": String(chosen),
+      "data-config": config.index,
+      onclick: pick,
+      onkeydown: onActivate(pick),
+      onpointermove: (event) => showTip(event, name.replace(": ", "\n").replaceAll(", ", "\n")),
+      onpointerleave: hideTip,
+    },
+    p.best > 0
+      ? svg("line", {
+        class: "range",
+        stroke: config.color,
+        x1: p.x,
+        x2: p.x,
+        y1: y(p.best),
+        y2: y(p.worst),
+      })
+      : null,
     svg("circle", { class: "hit", cx: p.x, cy: p.y, r: 14 }),
     svg("circle", { cx: p.x, cy: p.y, r: config.onFront ? 8 : 6.5, style: { fill: config.color } }),
-    svg("circle", { class: "ring", cx: p.x, cy: p.y, r: 11 }));
+    svg("circle", { class: "ring", cx: p.x, cy: p.y, r: 11 }),
+  );
 }
 
 const METRIC_TOTAL = { ...ERROR_METRICS[0], part: "total" };
@@ -194,21 +253,42 @@ function drawCurve(view) {
     svg("path", { class: "curve-line", d: path }),
     svg("line", { class: "axis", x1: inset, x2: width - inset, y1: bottom, y2: bottom }),
   ];
-  for (const tick of logTicks(low, high, Math.floor(width / 58)))
-    parts.push(svg("text", { class: "muted", x: x(tick), y: height - 6, "text-anchor": "middle" }, plainText(tick)));
+  for (const tick of logTicks(low, high, Math.floor(width / 58))) {
+    parts.push(
+      svg(
+        "text",
+        { class: "muted", x: x(tick), y: height - 6, "text-anchor": "middle" },
+        plainText(tick),
+      ),
+    );
+  }
   const at = Math.min(Math.max(x(state.budget), inset), width - inset), bits = choice.meanBits;
   const label = `${bits.toFixed(1)} bits`, room = textWidth(label, 13, 650) + 12;
   const right = at + room < width - inset;
   // The name of the 16-bit line goes below it where the present value stands beside it.
   const crowded = Math.abs(y(bits) - y(16)) < 16 && at + room > width - inset - 100;
-  parts.push(svg("text", { class: "muted", x: width - inset, y: y(16) + (crowded ? 15 : -5),
-                           "text-anchor": "end" }, "16 bits: bf16"));
+  parts.push(
+    svg("text", {
+      class: "muted",
+      x: width - inset,
+      y: y(16) + (crowded ? 15 : -5),
+      "text-anchor": "end",
+    }, "16 bits: bf16"),
+  );
   parts.push(svg("line", { class: "curve-cursor", x1: at, x2: at, y1: top - 8, y2: bottom }));
   parts.push(svg("circle", { class: "curve-dot", cx: at, cy: y(bits), r: 5 }));
-  parts.push(svg("text", { class: "curve-value", x: at + (right ? 9 : -9), y: y(bits) - 8,
-                           "text-anchor": right ? "start" : "end" }, label));
+  parts.push(
+    svg("text", {
+      class: "curve-value",
+      x: at + (right ? 9 : -9),
+      y: y(bits) - 8,
+      "text-anchor": right ? "start" : "end",
+    }, label),
+  );
   node.setAttribute("viewBox", `0 0 ${width} ${height}`);
   document.getElementById("curve-title").textContent =
-    `Mean bits per K/V element against the budget: ${bits.toFixed(1)} at ${plainText(state.budget)}`;
+    `Mean bits per K/V element against the budget: ${bits.toFixed(1)} at ${
+      plainText(state.budget)
+    }`;
   redraw(node, ...parts);
 }
