@@ -3,7 +3,8 @@
  * compiled with. The element conversions have no branches, so the compiler vectorises these loops;
  * there is one definition of every format, and all instruction sets agree by construction.
  *
- * Include once per translation unit, then write HR_FORMAT_CODECS(name of the table).
+ * Include in one .c file an instruction set; the macros it leaves defined make formats.def the
+ * initializer of that file's table.
  */
 #include "format_c4.h"
 #include "format_codec.h"

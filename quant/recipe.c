@@ -161,11 +161,10 @@ static hr_status check_scales(const hr_operand_recipe *operand, char letter)
                        "scales are per tensor, head or channel",
                        letter, granularity);
     if (operand->dtype == HR_DTYPE_U4 && !operand->dynamic)
-        return hr_fail(
-            HR_ERROR_UNSUPPORTED,
-            "%c.scale=static: u4 also needs zero points, which profiles do not hold; set "
-            "%c.scale=dynamic",
-            letter, letter);
+        return hr_fail(HR_ERROR_UNSUPPORTED,
+                       "%c.scale=static: u4 also needs zero points, which profiles do not hold; "
+                       "set %c.scale=dynamic",
+                       letter, letter);
     return check_block(operand, letter);
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes formats.txt: what ml_dtypes and NumPy say FP8, FP16 and BF16 codes mean and how floats round.
+"""Writes formats.txt: what FP8, FP16 and BF16 codes mean and how floats round, by ml_dtypes.
 
     pip install numpy ml_dtypes xxhash
     python3 tests/vectors/make_vectors.py > tests/vectors/formats.txt
@@ -7,15 +7,15 @@
 Lines, all numbers in hexadecimal:
 
     code FORMAT CODE BITS      the float with these bits is what an 8-bit code stands for, or "nan"
-    decode FORMAT FIRST HASH   XXH3-64 of the float bits (u32, little-endian; NaN as 7fc00000) of the
-                               4096 16-bit codes from FIRST on
+    decode FORMAT FIRST HASH   XXH3-64 of the float bits (u32, little-endian; NaN as 7fc00000)
+                               of the 4096 16-bit codes from FIRST on
     encode FORMAT LOW HASH     XXH3-64 of the codes (u8 or u16, little-endian; NaN as the positive
                                code with all bits set) of the 65536 floats whose upper half is
                                0 .. ffff and whose lower half is LOW
 
 Encoding saturates: inputs are clipped to the largest finite value before ml_dtypes rounds them.
-Every tie of an FP8 format has LOW = 0 and its float neighbours have LOW = 1 and ffff; 8000 is BF16's
-tie and 1000, 3000, ... are FP16's.
+Every tie of an FP8 format has LOW = 0 and its float neighbours have LOW = 1 and ffff; 8000 is
+BF16's tie and 1000, 3000, ... are FP16's. NumPy itself converts FP16.
 """
 import sys
 
