@@ -145,7 +145,7 @@ static hr_status score(const hr_audit_reference *reference, const hr_audit_run_s
         hr_status failed =
             hr_divergence_add(&reference->problem, head, reference->q_f32, reference->k_f32,
                               values->q, values->k, top_k, &sums[head].divergence);
-#pragma omp critical(audit_score)
+#pragma omp critical(hr_audit_score)
         if (failed != HR_OK) status = failed;
     }
     if (status != HR_OK)

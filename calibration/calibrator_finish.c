@@ -9,7 +9,6 @@
 #include <string.h>
 
 #include "calibrator.h"
-#include "headroom/format.h"
 #include "memory.h"
 #include "profile.h"
 #include "status_internal.h"
@@ -39,49 +38,78 @@ static hr_status check_complete(const hr_calibrator *calibrator, const int32_t *
     return HR_OK;
 }
 
-/* amax of each head, from its own observer. */
-static hr_status head_amax(const hr_calibrator *calibrator, const hr_calibrator_layer *layer,
-                           hr_operand operand, float *amax)
+/* One scale to find: that of a head, or with head -1 that of all heads of an operand. */
+typedef struct search {
+    const hr_calibrator_layer *layer;
+    hr_operand operand;
+    int32_t head;
+    float amax;
+    hr_status status;
+} search;
+
+static bool is_pooled(const hr_calibrator *calibrator, hr_operand operand)
 {
-    const hr_observer_config *observer = &calibrator->observer;
-    hr_dtype dtype = hr_operand_recipe_of(&calibrator->recipe, operand)->dtype;
-    int32_t heads = hr_calibrator_layer_heads(layer, operand);
-    int32_t failed_head = -1;
-    hr_status failure = HR_OK;
-#pragma omp parallel for schedule(dynamic)
-    for (int32_t head = 0; head < heads; head++) {
-        hr_status status = observer->type->result(layer->observer[operand][head],
-                                                  observer->parameter, dtype, &amax[head]);
-        if (status != HR_OK)
-#pragma omp critical(hr_head_amax)
-        {
-            failure = status;
-            failed_head = head;
-        }
-    }
-    if (failure == HR_OK) return HR_OK;
-    /* The thread that failed has the message; this one can say where. */
-    return hr_fail(failure, "layer %d, %s head %d: observer %s failed: %s", layer->layer,
-                   hr_operand_letter(operand), failed_head, observer->text,
-                   hr_status_string(failure));
+    return hr_operand_recipe_of(&calibrator->recipe, operand)->granularity == HR_GRANULARITY_TENSOR;
 }
 
-/* One amax for all heads, from their observers merged. */
-static hr_status tensor_amax(const hr_calibrator *calibrator, const hr_calibrator_layer *layer,
-                             hr_operand operand, float *amax)
+/* Lists the scales to find by layer, operand and head; returns how many. NULL only counts them. */
+static int64_t list_searches(const hr_calibrator *calibrator, search *searches)
+{
+    int64_t count = 0;
+    for (int32_t i = 0; i < calibrator->layer_count; i++)
+        for (hr_operand x = HR_OPERAND_Q; x <= HR_OPERAND_V; x++) {
+            const hr_calibrator_layer *layer = calibrator->layers[i];
+            bool pooled = is_pooled(calibrator, x);
+            int32_t heads = pooled ? 1 : hr_calibrator_layer_heads(layer, x);
+            for (int32_t head = 0; head < heads; head++, count++)
+                if (searches)
+                    searches[count] =
+                        (search){.layer = layer, .operand = x, .head = pooled ? -1 : head};
+        }
+    return count;
+}
+
+static void run_search(const hr_calibrator *calibrator, search *s)
 {
     const hr_observer_config *observer = &calibrator->observer;
-    hr_dtype dtype = hr_operand_recipe_of(&calibrator->recipe, operand)->dtype;
-    int32_t heads = hr_calibrator_layer_heads(layer, operand);
+    hr_dtype dtype = hr_operand_recipe_of(&calibrator->recipe, s->operand)->dtype;
+    void *const *states = s->layer->observer[s->operand];
+    if (s->head >= 0) {
+        s->status = observer->type->result(states[s->head], observer->parameter, dtype, &s->amax);
+        return;
+    }
     void *pooled = observer->type->create();
-    if (!pooled) return HR_ERROR_OUT_OF_MEMORY;
-    for (int32_t head = 0; head < heads; head++)
-        observer->type->merge(pooled, layer->observer[operand][head]);
-    hr_status status = observer->type->result(pooled, observer->parameter, dtype, &amax[0]);
+    s->status = pooled ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
+    if (!pooled) return;
+    for (int32_t head = 0; head < hr_calibrator_layer_heads(s->layer, s->operand); head++)
+        observer->type->merge(pooled, states[head]);
+    s->status = observer->type->result(pooled, observer->parameter, dtype, &s->amax);
     observer->type->release(pooled);
-    for (int32_t head = 1; head < heads; head++)
-        amax[head] = amax[0];
-    return status;
+}
+
+/* Every scale's amax, in the order of list_searches. Free with free(). */
+static hr_status find_all_amax(const hr_calibrator *calibrator, search **out)
+{
+    int64_t count = list_searches(calibrator, NULL);
+    search *searches = hr_alloc((size_t)count, sizeof *searches);
+    if (!searches) return HR_ERROR_OUT_OF_MEMORY;
+    list_searches(calibrator, searches);
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t i = 0; i < count; i++)
+        run_search(calibrator, &searches[i]);
+
+    for (int64_t i = 0; i < count; i++) {
+        const search *s = &searches[i];
+        if (s->status == HR_OK) continue;
+        /* The thread that failed has the message; this one can say where. */
+        hr_status status = hr_fail(s->status, "layer %d, %s: observer %s failed: %s",
+                                   s->layer->layer, hr_operand_letter(s->operand),
+                                   calibrator->observer.text, hr_status_string(s->status));
+        free(searches);
+        return status;
+    }
+    *out = searches;
+    return HR_OK;
 }
 
 static float largest(const float *values, int32_t count)
@@ -92,23 +120,25 @@ static float largest(const float *values, int32_t count)
     return result;
 }
 
-/* Warns of heads that have nothing to quantize. */
+/* Warns of heads that have nothing, or next to nothing, to quantize. */
 static hr_status warn_head(hr_profile *profile, const hr_calibrator_layer *layer,
                            hr_operand operand, int32_t head, float amax, float scale)
 {
     const float *channels = layer->amax[operand] + (int64_t)head * layer->head_dim;
     float raw = largest(channels, layer->head_dim);
     const char *letter = hr_operand_letter(operand);
+    const char *note =
+        scale == HR_SCALE_MIN ? ", the smallest, so that any value other than zero would clip" : "";
     if (raw == 0)
         return hr_profile_warn(profile,
                                "layer %d: %s head %d is zero over all %lld tokens; its scale is "
-                               "%.3g, and other values than zero would be clipped",
-                               layer->layer, letter, head, (long long)layer->tokens, scale);
+                               "%.3g%s",
+                               layer->layer, letter, head, (long long)layer->tokens, scale, note);
     if (amax == 0)
         return hr_profile_warn(profile,
-                               "layer %d: %s head %d is the same for all %lld tokens, so mean "
-                               "smoothing leaves zero; its scale is %.3g, the smallest",
-                               layer->layer, letter, head, (long long)layer->tokens, scale);
+                               "layer %d: %s head %d is the same for all %lld tokens, so that mean "
+                               "smoothing leaves zero; its scale is %.3g%s",
+                               layer->layer, letter, head, (long long)layer->tokens, scale, note);
     if (scale == HR_SCALE_MIN)
         return hr_profile_warn(profile,
                                "layer %d: %s head %d has values of at most %.3g; its scale is "
@@ -117,26 +147,24 @@ static hr_status warn_head(hr_profile *profile, const hr_calibrator_layer *layer
     return HR_OK;
 }
 
+/* Takes the operand's scales from *next on and moves it past them. */
 static hr_status finish_operand(const hr_calibrator *calibrator, const hr_calibrator_layer *layer,
-                                hr_operand operand, hr_profile *profile, float *scale)
+                                hr_operand operand, const search **next, hr_profile *profile,
+                                float *scale)
 {
-    const hr_operand_recipe *recipe = hr_operand_recipe_of(&calibrator->recipe, operand);
-    int32_t heads = hr_calibrator_layer_heads(layer, operand);
-    float *amax = hr_alloc((size_t)heads, sizeof *amax);
-    if (!amax) return HR_ERROR_OUT_OF_MEMORY;
-    hr_status status = recipe->granularity == HR_GRANULARITY_TENSOR
-                           ? tensor_amax(calibrator, layer, operand, amax)
-                           : head_amax(calibrator, layer, operand, amax);
-    for (int32_t head = 0; status == HR_OK && head < heads; head++) {
-        scale[head] = hr_scale_of_amax(recipe->dtype, amax[head]);
-        status = warn_head(profile, layer, operand, head, amax[head], scale[head]);
+    hr_dtype dtype = hr_operand_recipe_of(&calibrator->recipe, operand)->dtype;
+    const search *s = *next;
+    for (int32_t head = 0; head < hr_calibrator_layer_heads(layer, operand); head++) {
+        float amax = s->head < 0 ? s[0].amax : s[head].amax;
+        scale[head] = hr_scale_of_amax(dtype, amax);
+        HR_TRY(warn_head(profile, layer, operand, head, amax, scale[head]));
     }
-    free(amax);
-    return status;
+    *next += s->head < 0 ? 1 : hr_calibrator_layer_heads(layer, operand);
+    return HR_OK;
 }
 
 static hr_status finish_layer(const hr_calibrator *calibrator, const hr_calibrator_layer *layer,
-                              hr_profile *profile, hr_profile_layer *out)
+                              const search **next, hr_profile *profile, hr_profile_layer *out)
 {
     static const hr_profile_array_id scale_id[HR_OPERANDS] = {
         HR_PROFILE_Q_SCALE, HR_PROFILE_K_SCALE, HR_PROFILE_V_SCALE};
@@ -157,8 +185,8 @@ static hr_status finish_layer(const hr_calibrator *calibrator, const hr_calibrat
     for (hr_operand x = HR_OPERAND_Q; x <= HR_OPERAND_V; x++) {
         memcpy(hr_profile_array_data(out, amax_id[x]), layer->amax[x],
                (size_t)hr_profile_array_size(out, amax_id[x]) * sizeof(float));
-        HR_TRY(
-            finish_operand(calibrator, layer, x, profile, hr_profile_array_data(out, scale_id[x])));
+        HR_TRY(finish_operand(calibrator, layer, x, next, profile,
+                              hr_profile_array_data(out, scale_id[x])));
     }
     return HR_OK;
 }
@@ -190,9 +218,15 @@ static hr_status fill_profile(const hr_calibrator *calibrator, hr_profile *profi
     memcpy(profile->observer, calibrator->observer.text, sizeof profile->observer);
     hr_source_hash(&calibrator->source, profile->data_hash);
     HR_TRY(warn_tokens(calibrator, profile));
-    for (int32_t i = 0; i < calibrator->layer_count; i++)
-        HR_TRY(finish_layer(calibrator, calibrator->layers[i], profile, &profile->layers[i]));
-    return HR_OK;
+    search *searches = NULL;
+    HR_TRY(find_all_amax(calibrator, &searches));
+    const search *next = searches;
+    hr_status status = HR_OK;
+    for (int32_t i = 0; status == HR_OK && i < calibrator->layer_count; i++)
+        status =
+            finish_layer(calibrator, calibrator->layers[i], &next, profile, &profile->layers[i]);
+    free(searches);
+    return status;
 }
 
 hr_status hr_calibrator_finish(hr_calibrator *calibrator, const int32_t *layers,

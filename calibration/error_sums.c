@@ -59,6 +59,14 @@ static double ratio(double error, double reference)
     return error > 0 ? INFINITY : 0;
 }
 
+/* 1 for two zero vectors, which agree, and 0 when one is zero; rounding must not pass 1. */
+static double cosine(const hr_error_sums *sums)
+{
+    double norms = sqrt(sums->square_value) * sqrt(sums->square_reference);
+    if (norms > 0) return fmax(-1, fmin(1, sums->product / norms));
+    return sums->square_value == sums->square_reference ? 1 : 0;
+}
+
 hr_error hr_error_sums_finish(const hr_error_sums *sums)
 {
     hr_error error = {NAN, NAN, NAN, NAN, NAN, NAN, sums->count, sums->nonfinite};
@@ -67,7 +75,7 @@ hr_error hr_error_sums_finish(const hr_error_sums *sums)
     error.rmse = sqrt(sums->square_error / (double)sums->count);
     error.rel_l1 = ratio(sums->abs_error, sums->abs_reference);
     error.rel_l2 = ratio(sqrt(sums->square_error), sqrt(sums->square_reference));
-    error.cosine = sums->product / (sqrt(sums->square_value) * sqrt(sums->square_reference));
+    error.cosine = cosine(sums);
     error.sqnr_db = -20 * log10(error.rel_l2);
     return error;
 }

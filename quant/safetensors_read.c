@@ -114,8 +114,11 @@ static hr_status parse_header(hr_safetensors *file)
     const char *text = (const char *)file->map + LENGTH_BYTES;
     if (length == 0 || text[0] != '{')
         return hr_fail(HR_ERROR_FORMAT, "the header does not begin with '{': not safetensors");
-    json_error_t error;
+    json_error_t error = {.text = ""};
     file->header = json_loadb(text, (size_t)length, JSON_REJECT_DUPLICATES, &error);
+    if (!file->header && !*error.text) /* jansson has no words for a failed allocation */
+        return hr_fail(HR_ERROR_OUT_OF_MEMORY, "no memory to parse a header of %llu bytes",
+                       (unsigned long long)length);
     if (!file->header)
         return hr_fail(HR_ERROR_FORMAT, "the header is not valid JSON: %s, at byte %d",
                        hr_print(error.text).text, error.position);

@@ -419,6 +419,73 @@ Test(profile, damaged_files_are_refused)
     scratch_close(&scratch);
 }
 
+static char *read_bytes(const char *path, size_t *size)
+{
+    FILE *stream = fopen(path, "rb");
+    cr_assert_not_null(stream);
+    cr_assert_eq(fseek(stream, 0, SEEK_END), 0);
+    *size = (size_t)ftell(stream);
+    rewind(stream);
+    char *bytes = malloc(*size);
+    cr_assert_eq(fread(bytes, 1, *size, stream), *size);
+    fclose(stream);
+    return bytes;
+}
+
+static void write_bytes(const char *path, const char *bytes, size_t size)
+{
+    FILE *stream = fopen(path, "wb");
+    cr_assert_not_null(stream);
+    cr_assert_eq(fwrite(bytes, 1, size, stream), size);
+    cr_assert_eq(fclose(stream), 0);
+}
+
+/* Whatever a read accepts must be usable: scales positive and finite in every layer. */
+static void assert_usable_or_refused(const char *path)
+{
+    hr_profile *profile;
+    if (hr_profile_read(path, &profile) != HR_OK) {
+        cr_assert_null(profile);
+        cr_assert_gt(strlen(hr_last_error()), 10);
+        return;
+    }
+    for (int32_t i = 0; i < hr_profile_get_info(profile).layer_count; i++) {
+        hr_profile_layer layer;
+        cr_assert_eq(hr_profile_get_layer(profile, i, &layer), HR_OK);
+        for (int32_t head = 0; head < layer.num_heads; head++)
+            cr_assert(layer.q_scale[head] > 0 && isfinite(layer.q_scale[head]));
+        for (int32_t j = 0; j < layer.num_kv_heads * layer.head_dim; j++)
+            cr_assert(isfinite(layer.k_mean[j]) && layer.v_channel_scale[j] > 0);
+    }
+    hr_profile_free(profile);
+}
+
+/* Seeded damage to the bytes: two thousand files with one to four bytes changed, and cut files. */
+Test(profile, random_damage_is_survived)
+{
+    scratch_dir scratch = scratch_open();
+    scratch_path good = write_profile(&scratch, recipe_text);
+    scratch_path bad = scratch_file(&scratch, "bad.safetensors");
+    size_t size;
+    char *bytes = read_bytes(good.text, &size), *copy = malloc(size);
+    test_random random = {20240607};
+    for (int i = 0; i < 2000; i++) {
+        memcpy(copy, bytes, size);
+        for (uint64_t changes = 1 + random_bits(&random) % 4; changes; changes--)
+            copy[random_bits(&random) % size] ^= (char)(1 + random_bits(&random) % 255);
+        write_bytes(bad.text, copy, size);
+        assert_usable_or_refused(bad.text);
+    }
+    for (size_t cut = 0; cut < size; cut += 1 + size / 200) {
+        hr_profile *profile;
+        write_bytes(bad.text, bytes, cut);
+        cr_assert_eq(hr_profile_read(bad.text, &profile), HR_ERROR_FORMAT, "cut at %zu", cut);
+    }
+    free(bytes);
+    free(copy);
+    scratch_close(&scratch);
+}
+
 Test(profile, files_that_are_not_there_or_cannot_be_written)
 {
     hr_profile *profile = make_profile("fp8", true), *read;

@@ -3,6 +3,8 @@
  * a failed write leaves neither the target nor a temporary file.
  */
 #include <criterion/criterion.h>
+#include <jansson.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/stat.h>
 
@@ -211,5 +213,54 @@ Test(safetensors_write, hash_of_the_data_section)
     cr_assert_str_eq(hash, "06b05ab6733a618578af5f94892f3950"); /* printf abc | xxhsum -H2 */
     hr_safetensors_close(file);
     hr_safetensors_writer_free(writer);
+    scratch_close(&scratch);
+}
+
+static int allocations_left;
+
+static void *limited_malloc(size_t size)
+{
+    return allocations_left-- > 0 ? malloc(size) : NULL;
+}
+
+static hr_status write_something(const char *path)
+{
+    static const float value = 1;
+    hr_safetensors_writer *writer;
+    hr_tensor tensor = hr_tensor_view(HR_DTYPE_F32, 2, (int64_t[]){1, 1}, (void *)&value);
+    HR_TRY(hr_safetensors_writer_create(&writer));
+    hr_status status = hr_safetensors_add(writer, "x", &tensor);
+    if (status == HR_OK) status = hr_safetensors_set_metadata(writer, "key", "value");
+    if (status == HR_OK) status = hr_safetensors_write(writer, path);
+    hr_safetensors_writer_free(writer);
+    return status;
+}
+
+/* The n-th allocation of the JSON library fails, for every n: an error each time, and no file. */
+Test(safetensors_write, json_runs_out_of_memory)
+{
+    scratch_dir scratch = scratch_open();
+    scratch_path path = scratch_file(&scratch, "x.safetensors");
+    json_set_alloc_funcs(limited_malloc, free);
+    int failures = 0;
+    for (bool done = false; !done; failures++) {
+        cr_assert_eq(scratch_count(&scratch, NULL), 0);
+        allocations_left = failures;
+        done = write_something(path.text) == HR_OK;
+    }
+    cr_assert_gt(failures, 10);
+    failures = 0;
+    for (bool done = false; !done; failures++) {
+        allocations_left = failures;
+        hr_safetensors *file;
+        hr_status status = hr_safetensors_open(path.text, &file);
+        done = status == HR_OK;
+        /* jansson takes some of its failed allocations for a syntax error */
+        cr_assert(done || status == HR_ERROR_OUT_OF_MEMORY || status == HR_ERROR_FORMAT, "%d: %s",
+                  failures, hr_last_error());
+        hr_safetensors_close(file);
+    }
+    cr_assert_gt(failures, 10);
+    json_set_alloc_funcs(malloc, free);
     scratch_close(&scratch);
 }

@@ -17,9 +17,9 @@ extern "C" {
 #endif
 
 /*
- * Distance of x from reference r, over the finite pairs; non-finite elements are counted, and any
- * makes every figure NaN, so that no comparison lets it pass. A zero reference gives relative
- * errors of 0 (x is zero too) or infinity.
+ * Distance of x from reference r. Non-finite elements are counted, and any makes every figure NaN,
+ * so that no comparison lets it pass; so does comparing nothing. A zero reference gives relative
+ * errors of 0 (x is zero too; cosine 1) or infinity (cosine 0).
  */
 typedef struct hr_error {
     double max_abs;    /* max |x - r| */

@@ -16,7 +16,14 @@
 extern "C" {
 #endif
 
-/* Observers: rows of calibration/observers.def. "absmax", "percentile", "mse". */
+/*
+ * Observers decide which magnitude a static scale maps to the largest code:
+ *     absmax          the largest seen
+ *     percentile:P    the one that P percent of the values do not exceed, 50 < P <= 100
+ *                     (default 99.99; TensorRT and ModelOpt calibrate activations so)
+ *     mse             the one of the least squared error of the operand's real quantizer
+ * They are the rows of calibration/observers.def.
+ */
 HR_API int hr_observer_count(void);
 HR_API const char *hr_observer_name(int index);
 HR_API const char *hr_observer_summary(int index);
@@ -34,7 +41,10 @@ HR_API hr_status hr_calibrator_create(const hr_calibrator_options *options,
                                       hr_calibrator **out) HR_NODISCARD;
 HR_API void hr_calibrator_free(hr_calibrator *calibrator);
 
-/* 1 or 2. Feed all data once, then call hr_calibrator_next_pass and feed it again if 2. */
+/*
+ * 1, or 2 for a K that is smoothed before a static scale. Feed all data once, then call
+ * hr_calibrator_next_pass and feed it again if 2.
+ */
 HR_API int hr_calibrator_passes(const hr_calibrator *calibrator);
 HR_API hr_status hr_calibrator_next_pass(hr_calibrator *calibrator) HR_NODISCARD;
 
@@ -46,30 +56,42 @@ HR_API hr_status hr_calibrator_next_pass(hr_calibrator *calibrator) HR_NODISCARD
 HR_API hr_status hr_calibrator_observe(hr_calibrator *calibrator, int32_t layer, const hr_tensor *q,
                                        const hr_tensor *k, const hr_tensor *v) HR_NODISCARD;
 
-/* Adds what `other` (same options, same pass) observed; other is unchanged. */
+/*
+ * Adds what `other` (same options, same pass) observed; other is unchanged. In the second pass both
+ * must have the same first pass behind them, that is, have merged each other's before
+ * hr_calibrator_next_pass; then only the second pass adds up. HR_ERROR_MISMATCH otherwise, with the
+ * calibrator unchanged.
+ */
 HR_API hr_status hr_calibrator_merge(hr_calibrator *calibrator,
                                      const hr_calibrator *other) HR_NODISCARD;
 
 typedef struct hr_profile hr_profile; /* opaque, immutable */
 
 typedef struct hr_profile_info {
-    const char *model, *observer, *data_hash;
+    const char *model, *observer; /* model is "" when no source was set */
+    const char *data_hash; /* of one recording its own; of several, of their sorted hashes; or "" */
     hr_recipe recipe;
     int32_t layer_count;
-    int64_t tokens;
+    int64_t tokens; /* of the layer that saw the fewest */
     int32_t warning_count;
     bool causal;         /* from the recording, if hr_calibrator_set_source was called */
     float softmax_scale; /* likewise */
 } hr_profile_info;
 
-/* What the profile should say of its source; called once per recording. */
+/*
+ * What the profile should say of its source; called once per recording. HR_ERROR_MISMATCH when
+ * model, rope stage, causal or softmax_scale is not that of the recordings before, or when the
+ * second pass has a recording that the first had not.
+ */
 HR_API hr_status hr_calibrator_set_source(hr_calibrator *calibrator,
                                           const hr_recording_info *source) HR_NODISCARD;
 
 /*
  * Ends calibration. `layers`, when not NULL, lists layers that must have been observed:
  * HR_ERROR_NOT_FOUND names the first that was not. A head whose values are all zero gets a warning
- * and the smallest scale that keeps arithmetic finite, never a silent 1.0.
+ * and the smallest scale, 2^-60, which keeps products of scales and their reciprocals finite; never
+ * a silent 1.0. Operands with dynamic scales get scales per head for information: of a K that is
+ * smoothed, before smoothing. F32, F16 and BF16 operands have scale 1.
  */
 HR_API hr_status hr_calibrator_finish(hr_calibrator *calibrator, const int32_t *layers,
                                       int32_t layer_count, hr_profile **out) HR_NODISCARD;
@@ -100,14 +122,20 @@ HR_API hr_status hr_profile_find_layer(const hr_profile *profile, int32_t layer,
                                        hr_profile_layer *out) HR_NODISCARD;
 
 /*
- * The static scales of one layer as packing takes them, for `recipe`. The recipe's formats,
- * transforms and seed of static operands must be those the profile was made with: HR_ERROR_MISMATCH
- * says what differs and which command makes a fitting profile.
+ * The static scales of one layer as packing takes them, for `recipe`; NULL for dynamic operands.
+ * The format, granularity and transform of static operands must be those the profile was made with
+ * (V per channel needs the format only): HR_ERROR_MISMATCH says what differs and which command
+ * makes a fitting profile. k_mean is set when the recipe smooths K, dynamic or not. Pointers belong
+ * to the profile.
  */
 HR_API hr_status hr_profile_scales(const hr_profile *profile, int32_t layer,
                                    const hr_recipe *recipe, hr_layer_scales *out) HR_NODISCARD;
 
-/* HR_ERROR_MISMATCH unless the profile's layer has the recording's heads and head_dim. */
+/*
+ * HR_ERROR_MISMATCH unless the recording is of the profile's model and rope stage (where both say),
+ * and the layers they share, at least one, have the same heads and head_dim. A layer that the
+ * profile lacks is reported when its scales are asked for.
+ */
 HR_API hr_status hr_profile_check(const hr_profile *profile,
                                   const hr_recording *recording) HR_NODISCARD;
 

@@ -1,0 +1,282 @@
+/*
+ * How far a kernel may be from the FP64 oracle, derived row by row, to first order in the unit
+ * roundoff u = 2^-24 of FP32 and in the rounding of P. Nothing here is fitted to a kernel's
+ * results.
+ *
+ * Let s_j be row i's exact logits (nats), lse their log-sum, w_j = exp(s_j - lse) the exact
+ * weights.
+ *
+ * 1. Logits. A dot product of n terms in FP32, in any order and fused or not, is off by at most
+ *    n u sum |q_c k_c| <= n u |q| |k_j| (Higham 2002, 3.1; then Cauchy and Schwarz). Integer
+ * products are exact: n = 0. Scales, log2(e), cap and bias are at most 16 more roundings of the
+ * result: D_j = softmax_scale (n u |q| |k_j| + 16 u |q.k_j|) + 8 u softcap + 4 u |alibi term| The
+ * integer kernels (P in U8) turn codes under group scales into fixed point; half a unit h of either
+ * operand adds softmax_scale (h_q |k_j|_1 + h_k |q|_1 + head_dim h_q h_k).
+ * 2. Weights before rounding. Relative error of exp(s_j - m): the logit's, the subtraction's
+ *    u |s_j - m|, the exponential's own, four roundings a tile when tiles are joined, and the FP32
+ *    sums over a tile's keys:
+ *        E_j = (e^D_j - 1) + exp_error + u (4 max |s| + 4 tiles + tile_kv + 8)
+ * 3. P. Rounding is relative to the largest weight M_t of the row's keys in the tile:
+ *        R_j = p_relative w_j + p_absolute M_t
+ *    A format of b significant bits rounds by at most 2^-b of the value: 2^-8 for BF16, 2^-4 for
+ *    E4M3. Below 2^-6 the step of E4M3 is 2^-9, with M_t at 448: 2^-10 / 448 absolute. U8 has M_t
+ * at 255: 0.5 / 255 absolute. When V's token scales f_j are folded into P before it is rounded, M_t
+ * = max w_j f_j and R_j is divided by f_j.
+ * 4. Normalization. The sum of weights is taken before rounding, so its relative error is the mean
+ *    of the E_j: T = sum w_j E_j + w_sink u (...) + 8 u.
+ * 5. Output.  |O_c - o_c| <= (sum_j (w_j (E_j + T + 2 u) + R_j) |v_jc| + w_j h_v) / (1 - T)
+ *    LSE.     |LSE - lse| <= T / (1 - T) + 4 u (|lse| + |bias| + max |s| + 1)
+ */
+#ifndef HEADROOM_CHECK_BOUND_H
+#define HEADROOM_CHECK_BOUND_H
+
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "check_recipes.h"
+#include "pack_scale.h"
+#include "plan.h"
+
+#define UNIT 0x1p-24
+
+/* The constants of 1 to 3 for one kernel and recipe. */
+typedef struct error_model {
+    double dot_terms;              /* n */
+    double exp_error;              /* relative */
+    double p_relative, p_absolute; /* of the weight; of the tile's largest */
+    bool fold_v;                   /* V's token scales are rounded together with P */
+    int32_t tile_kv;
+} error_model;
+
+static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *recipe,
+                                   int32_t head_dim)
+{
+    error_model model = {.tile_kv = row->tile_kv, .dot_terms = head_dim};
+    bool groups = recipe->q.granularity == HR_GRANULARITY_GROUP ||
+                  recipe->k.granularity == HR_GRANULARITY_GROUP;
+    if (is_integer(row->q_dtype) && is_integer(row->k_dtype) && !groups) model.dot_terms = 0;
+    model.exp_error = 0x1p-22;
+    switch (row->p_dtype) {
+    case HR_DTYPE_BF16:
+        model.p_relative = 0x1p-8;
+        break;
+    case HR_DTYPE_E4M3:
+        model.p_relative = 0x1p-4;
+        model.p_absolute = 0x1p-10 / 448;
+        break;
+    case HR_DTYPE_U8:
+        /* kernels/cpu/integer_softmax.h: 2^x is good to 2.9e-6 and log2 of V's scale to 3.4e-7. */
+        model.exp_error = 4e-6;
+        model.p_absolute = 0.5 / 255;
+        model.fold_v = true;
+        if (groups) model.dot_terms = 4; /* code * (group scale / token scale) is rounded */
+        break;
+    default:
+        cr_assert_fail("no error model for P in %s", hr_dtype_name(row->p_dtype));
+    }
+    return model;
+}
+
+/* The scale that a token's codes share; the largest of its groups. */
+static inline double token_scale(const hr_packed *packed, int32_t head, int32_t sequence,
+                                 int32_t token)
+{
+    const float *scale =
+        packed->scale + hr_scale_offset(packed, head, sequence) + hr_scale_step(packed, token);
+    if (packed->recipe.granularity != HR_GRANULARITY_GROUP) return (double)scale[0];
+    double largest = 0;
+    for (int32_t g = 0; g < packed->head_dim / packed->recipe.block; g++)
+        largest = fmax(largest, (double)scale[g]);
+    return largest;
+}
+
+/* h: half a unit of the fixed point that the integer kernels use under group scales, else 0. */
+static inline double half_unit(const error_model *model, const hr_packed *packed, int32_t head,
+                               int32_t sequence, int32_t token)
+{
+    if (!model->fold_v || packed->recipe.granularity != HR_GRANULARITY_GROUP) return 0;
+    int fraction = packed->recipe.dtype == HR_DTYPE_I4   ? 12
+                   : packed->recipe.dtype == HR_DTYPE_U4 ? 11
+                                                         : 8;
+    return ldexp(token_scale(packed, head, sequence, token), -fraction - 1);
+}
+
+static inline double dot_product(const float *a, const float *b, int32_t count)
+{
+    double sum[4] = {0};
+    for (int32_t i = 0; i < count; i += 4)
+        for (int32_t k = 0; k < 4; k++)
+            sum[k] += (double)a[i + k] * (double)b[i + k];
+    return sum[0] + sum[1] + sum[2] + sum[3];
+}
+
+static inline double absolute_sum(const float *a, int32_t count)
+{
+    double sum = 0;
+    for (int32_t i = 0; i < count; i++)
+        sum += fabs((double)a[i]);
+    return sum;
+}
+
+/* What the bound is computed from; dequantized operands are [tokens][heads][head_dim]. */
+typedef struct bound_input {
+    const hr_attention_problem *problem;
+    const hr_packed_layer *packed;
+    error_model model;
+    const float *q, *k, *v;
+    const double *lse; /* the oracle's, [total_q][num_heads] */
+    double *o_bound;   /* [total_q][num_heads][head_dim] */
+    double *lse_bound; /* [total_q][num_heads] */
+} bound_input;
+
+/* What a bound needs to know of a sequence's keys under one KV head. */
+typedef struct key_facts {
+    const float *k, *v;     /* of the key */
+    double norm, sum, half; /* |k|, |k|_1, h_k */
+    double v_half, fold;    /* h_v, f */
+} key_facts;
+
+static inline key_facts *list_keys(const bound_input *in, int32_t sequence, int32_t kv_head)
+{
+    const hr_attention_problem *problem = in->problem;
+    const hr_packed *k = &in->packed->k, *v = &in->packed->v;
+    const int32_t first = problem->cu_seqlens_kv[sequence], head_dim = problem->head_dim;
+    const int32_t count = problem->cu_seqlens_kv[sequence + 1] - first;
+    const bool fold = in->model.fold_v && v->recipe.granularity != HR_GRANULARITY_CHANNEL;
+    key_facts *keys = calloc((size_t)count + 1, sizeof *keys);
+    cr_assert_not_null(keys);
+    for (int32_t j = 0; j < count; j++) {
+        int64_t offset = ((int64_t)(first + j) * problem->num_kv_heads + kv_head) * head_dim;
+        key_facts *key = &keys[j];
+        key->k = in->k + offset;
+        key->v = in->v + offset;
+        key->norm = sqrt(dot_product(key->k, key->k, head_dim));
+        key->sum = absolute_sum(key->k, head_dim);
+        key->half = half_unit(&in->model, k, kv_head, sequence, j);
+        key->v_half = half_unit(&in->model, v, kv_head, sequence, j);
+        key->fold = fold ? token_scale(v, kv_head, sequence, j) : 1;
+    }
+    return keys;
+}
+
+/* One row's logit errors and weights; arrays are indexed by key. */
+typedef struct row_state {
+    double *weight, *error; /* w_j; D_j, then E_j */
+    double largest;         /* max |s_j| */
+    int32_t lo, hi;
+} row_state;
+
+/* Step 1. `bias` is what smoothing took from every logit, in nats. */
+static inline void bound_logits(const bound_input *in, const key_facts *keys, const float *q,
+                                double q_half, double bias, const hr_kernel_args *args, int32_t row,
+                                int32_t head, double lse, row_state *state)
+{
+    const hr_attention_problem *problem = in->problem;
+    const int32_t head_dim = problem->head_dim;
+    const double scale = (double)problem->softmax_scale, cap = (double)problem->softcap;
+    const double slope = problem->alibi_slopes ? (double)problem->alibi_slopes[head] : 0;
+    const double q_norm = sqrt(dot_product(q, q, head_dim)), q_sum = absolute_sum(q, head_dim);
+    state->largest = 0;
+    for (int32_t j = state->lo; j < state->hi; j++) {
+        const key_facts *key = &keys[j];
+        double s = scale * dot_product(q, key->k, head_dim);
+        double error = scale * in->model.dot_terms * UNIT * q_norm * key->norm;
+        error += scale * (q_half * key->sum + key->half * q_sum + head_dim * q_half * key->half);
+        error += 16 * UNIT * (fabs(s) + (cap > 0 ? fabs(bias) : 0));
+        if (cap > 0) {
+            s = cap * tanh((s + bias) / cap);
+            error += 8 * UNIT * cap;
+        }
+        double term = slope * fabs((double)row + args->shift - j);
+        s -= term;
+        error += 4 * UNIT * fabs(term);
+        state->largest = fmax(state->largest, fabs(s));
+        state->weight[j] = exp(s + (cap > 0 ? 0 : bias) - lse);
+        state->error[j] = error;
+    }
+}
+
+/* Steps 2 to 5 for one row; o_bound has head_dim entries. */
+static inline void bound_row(const bound_input *in, const key_facts *keys, double bias, double sink,
+                             double lse, row_state *state, double *o_bound, double *lse_bound)
+{
+    const error_model *model = &in->model;
+    const int32_t head_dim = in->problem->head_dim, tile = model->tile_kv;
+    const int32_t tiles = (state->hi - 1) / tile - state->lo / tile + 1;
+    const double joined = UNIT * (4 * state->largest + 4 * tiles + tile + 8);
+    double total = 8 * UNIT; /* T */
+    if (sink > -INFINITY)
+        total += exp(sink - lse) * (joined + 4 * UNIT * (fabs(sink) + fabs(bias)));
+    for (int32_t j = state->lo; j < state->hi; j++) {
+        state->error[j] = expm1(state->error[j]) + model->exp_error + joined;
+        total += state->weight[j] * state->error[j];
+    }
+    /* A bound of a quarter or more would say nothing; the shapes and fills stay far below. */
+    cr_assert_lt(total, 0.25, "the error bound is too loose to test anything: %g", total);
+
+    for (int32_t begin = state->lo; begin < state->hi;) {
+        int32_t end = (begin / tile + 1) * tile;
+        if (end > state->hi) end = state->hi;
+        double top = 0; /* M_t */
+        for (int32_t j = begin; j < end; j++)
+            top = fmax(top, state->weight[j] * keys[j].fold);
+        for (int32_t j = begin; j < end; j++) {
+            const double weight = state->weight[j];
+            double factor = weight * (state->error[j] + total + 2 * UNIT);
+            factor += model->p_relative * weight + model->p_absolute * top / keys[j].fold;
+            for (int32_t c = 0; c < head_dim; c++)
+                o_bound[c] += factor * fabs((double)keys[j].v[c]) + weight * keys[j].v_half;
+        }
+        begin = end;
+    }
+    for (int32_t c = 0; c < head_dim; c++)
+        o_bound[c] = o_bound[c] / (1 - total) + 1e-37;
+    *lse_bound = total / (1 - total) + 4 * UNIT * (fabs(lse) + fabs(bias) + state->largest + 1);
+}
+
+static inline void bound_head(const bound_input *in, int32_t sequence, int32_t head)
+{
+    const hr_attention_problem *problem = in->problem;
+    const int32_t heads = problem->num_heads, head_dim = problem->head_dim;
+    const int32_t kv_head = head / (heads / problem->num_kv_heads);
+    const hr_packed *q_packed = &in->packed->q;
+    const double sink = problem->sinks ? (double)problem->sinks[head] : -INFINITY;
+    hr_kernel_args args = hr_sequence_args(problem, sequence);
+    key_facts *keys = list_keys(in, sequence, kv_head);
+    size_t count = (size_t)args.seqlen_kv + 1;
+    row_state state = {.weight = malloc(count * sizeof(double)),
+                       .error = malloc(count * sizeof(double))};
+    cr_assert(state.weight && state.error);
+    for (int32_t row = 0; row < args.seqlen_q; row++) {
+        const int64_t token = problem->cu_seqlens_q[sequence] + row, index = token * heads + head;
+        hr_kernel_row_range(&args, row, &state.lo, &state.hi);
+        for (int32_t c = 0; c < head_dim; c++)
+            in->o_bound[index * head_dim + c] = 0;
+        if (state.lo >= state.hi) {
+            in->lse_bound[index] = sink > -INFINITY ? 4 * UNIT * fabs(sink) : 0;
+            continue;
+        }
+        double bias = 0;
+        if (q_packed->lse_bias)
+            bias = (double)problem->softmax_scale *
+                   (double)q_packed->lse_bias[head * q_packed->total_tokens + token];
+        double q_half = half_unit(&in->model, q_packed, head, sequence, row);
+        bound_logits(in, keys, in->q + index * head_dim, q_half, bias, &args, row, head,
+                     in->lse[index], &state);
+        bound_row(in, keys, bias, sink, in->lse[index], &state, in->o_bound + index * head_dim,
+                  &in->lse_bound[index]);
+    }
+    free(state.weight);
+    free(state.error);
+    free(keys);
+}
+
+static inline void compute_bound(const bound_input *in)
+{
+    for (int32_t b = 0; b < in->problem->batch; b++)
+        for (int32_t head = 0; head < in->problem->num_heads; head++)
+            bound_head(in, b, head);
+}
+
+#endif
