@@ -1,6 +1,6 @@
 /*
  * Profile files, reading. The file is hostile until it has passed: every tensor must be one that
- * profile_write.c describes, every layer complete and consistent in its shapes, every value in
+ * headroom/calibration.h lists, every layer complete and consistent in its shapes, every value in
  * range, every scale of a tensor-granular operand the same, every metadata string well formed.
  */
 #include <inttypes.h>

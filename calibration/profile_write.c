@@ -1,15 +1,6 @@
 /*
- * Profile files, writing. One safetensors file; {i} is a layer's number:
- *
- *     model.layers.{i}.self_attn.{q,k,v}_scale            F32 [heads, 1, 1], as vLLM reads them
- *     model.layers.{i}.self_attn.headroom.k_mean          F32 [num_kv_heads, head_dim]
- *     model.layers.{i}.self_attn.headroom.{q,k,v}_amax    F32 [heads, head_dim]
- *     model.layers.{i}.self_attn.headroom.v_channel_scale F32 [num_kv_heads, head_dim]
- *     model.layers.{i}.self_attn.headroom.tokens          I64 [1]
- *     __metadata__: headroom.kind=profile, headroom.version=1, headroom.recipe, headroom.observer,
- *         headroom.hadamard_seed (0x and 16 digits), headroom.warnings (JSON array of strings);
- *         when a recording was named: headroom.model, headroom.rope, headroom.causal=true|false,
- *         headroom.softmax_scale, headroom.data_hash
+ * Profile files, writing; the layout is in headroom/calibration.h at hr_profile_read. What a
+ * calibration without hr_calibrator_set_source does not know is left out of the metadata.
  */
 #include <inttypes.h>
 #include <jansson.h>

@@ -96,6 +96,25 @@ HR_API hr_status hr_calibrator_set_source(hr_calibrator *calibrator,
 HR_API hr_status hr_calibrator_finish(hr_calibrator *calibrator, const int32_t *layers,
                                       int32_t layer_count, hr_profile **out) HR_NODISCARD;
 
+/*
+ * Profile files are safetensors; {i} is a layer's number:
+ *
+ *     model.layers.{i}.self_attn.{q,k,v}_scale            F32 [heads, 1, 1], the names and shape
+ *                                                         of vLLM's per-attention-head scheme
+ *     model.layers.{i}.self_attn.headroom.k_mean          F32 [num_kv_heads, head_dim]
+ *     model.layers.{i}.self_attn.headroom.{q,k,v}_amax    F32 [heads, head_dim]
+ *     model.layers.{i}.self_attn.headroom.v_channel_scale F32 [num_kv_heads, head_dim]
+ *     model.layers.{i}.self_attn.headroom.tokens          I64 [1]
+ *     __metadata__: headroom.kind=profile, headroom.version=1, headroom.recipe (text),
+ *                   headroom.observer, headroom.hadamard_seed (0x and 16 digits; the seed gives the
+ *                   signs), headroom.warnings (JSON array of strings); and, all or none,
+ *                   headroom.model, headroom.rope, headroom.causal=true|false,
+ *                   headroom.softmax_scale, headroom.data_hash
+ *
+ * Reading checks everything: nothing else in the file, every layer whole, shapes consistent, values
+ * finite, scales > 0 and equal where the recipe has one a tensor. Errors name the file, the tensor
+ * and the offending value. Release with hr_profile_free.
+ */
 HR_API hr_status hr_profile_read(const char *path, hr_profile **out) HR_NODISCARD;
 HR_API hr_status hr_profile_write(const hr_profile *profile, const char *path) HR_NODISCARD;
 HR_API void hr_profile_free(hr_profile *profile);
