@@ -1,6 +1,7 @@
 /*
  * Calibration: scales are the known maxima over the format's largest code, before and after the
- * transforms that packing applies; shards, threads and failed calls change nothing.
+ * transforms that packing applies; threads and failed calls change nothing; what looks wrong in the
+ * data is warned of.
  */
 #include <criterion/criterion.h>
 #include <math.h>
@@ -8,83 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "headroom/calibration.h"
+#include "calibrator_data.h"
 #include "headroom/format.h"
 #include "observer.h"
-#include "test_random.h"
 #include "transform.h"
-
-enum { TOKENS = 150, HEADS = 4, KV_HEADS = 2, DIM = 32 };
-
-typedef struct data {
-    int64_t tokens;
-    float *q, *k, *v;
-} data;
-
-static data make_data(uint64_t seed, int64_t tokens)
-{
-    data d = {.tokens = tokens};
-    test_random random = {seed};
-    float **tensors[] = {&d.q, &d.k, &d.v};
-    for (int i = 0; i < 3; i++) {
-        int64_t count = tokens * (i ? KV_HEADS : HEADS) * DIM;
-        *tensors[i] = malloc((size_t)count * sizeof(float));
-        cr_assert_not_null(*tensors[i]);
-        random_gaussians(&random, *tensors[i], count);
-    }
-    return d;
-}
-
-static void free_data(data *d)
-{
-    free(d->q);
-    free(d->k);
-    free(d->v);
-}
-
-static hr_tensor view(float *values, int64_t tokens, int64_t heads)
-{
-    return hr_tensor_view(HR_DTYPE_F32, 3, (int64_t[]){tokens, heads, DIM}, values);
-}
-
-/* Observes tokens first .. first + count - 1 of d. */
-static hr_status observe(hr_calibrator *calibrator, int32_t layer, const data *d, int64_t first,
-                         int64_t count)
-{
-    hr_tensor q = view(d->q + first * HEADS * DIM, count, HEADS);
-    hr_tensor k = view(d->k + first * KV_HEADS * DIM, count, KV_HEADS);
-    hr_tensor v = view(d->v + first * KV_HEADS * DIM, count, KV_HEADS);
-    return hr_calibrator_observe(calibrator, layer, &q, &k, &v);
-}
-
-static void observe_ok(hr_calibrator *calibrator, int32_t layer, const data *d)
-{
-    cr_assert_eq(observe(calibrator, layer, d, 0, d->tokens), HR_OK, "%s", hr_last_error());
-}
-
-static hr_calibrator *create(const char *recipe, const char *observer)
-{
-    hr_calibrator_options options = {.observer = observer};
-    hr_calibrator *calibrator;
-    cr_assert_eq(hr_recipe_parse(recipe, &options.recipe), HR_OK, "%s", hr_last_error());
-    cr_assert_eq(hr_calibrator_create(&options, &calibrator), HR_OK, "%s", hr_last_error());
-    return calibrator;
-}
-
-static hr_profile *finish(hr_calibrator *calibrator)
-{
-    hr_profile *profile;
-    hr_status status = hr_calibrator_finish(calibrator, NULL, 0, &profile);
-    cr_assert_eq(status, HR_OK, "%s", hr_last_error());
-    return profile;
-}
-
-static hr_profile_layer layer_of(const hr_profile *profile, int32_t layer)
-{
-    hr_profile_layer out;
-    cr_assert_eq(hr_profile_find_layer(profile, layer, &out), HR_OK, "%s", hr_last_error());
-    return out;
-}
 
 /* Largest magnitude of one head of [tokens, heads, DIM]. */
 static float head_max(const float *x, int64_t tokens, int heads, int head)
@@ -94,28 +22,6 @@ static float head_max(const float *x, int64_t tokens, int heads, int head)
         for (int c = 0; c < DIM; c++)
             max = fmaxf(max, fabsf(x[(t * heads + head) * DIM + c]));
     return max;
-}
-
-static void assert_same_layer(const hr_profile_layer *a, const hr_profile_layer *b)
-{
-    const struct {
-        const float *a, *b;
-        int count;
-    } arrays[] = {
-        {a->q_scale, b->q_scale, HEADS},
-        {a->k_scale, b->k_scale, KV_HEADS},
-        {a->v_scale, b->v_scale, KV_HEADS},
-        {a->k_mean, b->k_mean, KV_HEADS * DIM},
-        {a->q_amax, b->q_amax, HEADS * DIM},
-        {a->k_amax, b->k_amax, KV_HEADS * DIM},
-        {a->v_amax, b->v_amax, KV_HEADS * DIM},
-        {a->v_channel_scale, b->v_channel_scale, KV_HEADS * DIM},
-    };
-    cr_assert_eq(a->tokens, b->tokens);
-    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
-        for (int j = 0; j < arrays[i].count; j++)
-            cr_assert(arrays[i].a[j] == arrays[i].b[j], "array %zu element %d: %.9g and %.9g", i, j,
-                      arrays[i].a[j], arrays[i].b[j]);
 }
 
 Test(calibrator, scales_are_each_heads_maximum_over_the_largest_code)
@@ -300,92 +206,6 @@ Test(calibrator, plain_formats_have_scale_one)
     cr_assert(layer_of(profile, 0).k_scale[1] == 1);
     hr_profile_free(profile);
     hr_calibrator_free(calibrator);
-    free_data(&d);
-}
-
-static void check_merge(const char *recipe, const char *observer)
-{
-    data d = make_data(9, TOKENS);
-    for (int64_t i = 0; i < TOKENS * KV_HEADS * DIM; i++)
-        d.k[i] *= expf(3 * d.v[i]); /* shards of different ranges */
-    hr_calibrator *whole = create(recipe, observer);
-    hr_calibrator *a = create(recipe, observer), *b = create(recipe, observer);
-    for (int pass = 1;; pass++) {
-        observe_ok(whole, 0, &d);
-        cr_assert_eq(observe(a, 0, &d, 0, 1), HR_OK);
-        cr_assert_eq(observe(a, 0, &d, 1, 69), HR_OK);
-        cr_assert_eq(observe(b, 0, &d, 70, TOKENS - 70), HR_OK);
-        cr_assert_eq(observe(b, 4, &d, 0, TOKENS), HR_OK);
-        cr_assert_eq(hr_calibrator_merge(a, b), HR_OK, "%s", hr_last_error());
-        if (pass == hr_calibrator_passes(whole)) break;
-        /* b takes a's first pass: all of it but what it has itself. */
-        hr_calibrator *rest = create(recipe, observer);
-        cr_assert_eq(observe(rest, 0, &d, 0, 1), HR_OK);
-        cr_assert_eq(observe(rest, 0, &d, 1, 69), HR_OK);
-        cr_assert_eq(hr_calibrator_merge(b, rest), HR_OK);
-        hr_calibrator_free(rest);
-        cr_assert_eq(hr_calibrator_next_pass(whole), HR_OK);
-        cr_assert_eq(hr_calibrator_next_pass(a), HR_OK);
-        cr_assert_eq(hr_calibrator_next_pass(b), HR_OK);
-    }
-    hr_profile *one = finish(whole), *merged = finish(a);
-    cr_assert_eq(hr_profile_get_info(merged).layer_count, 2);
-    hr_profile_layer x = layer_of(one, 0), y = layer_of(merged, 0);
-    assert_same_layer(&x, &y);
-    hr_profile_free(one);
-    hr_profile_free(merged);
-    hr_calibrator_free(whole);
-    hr_calibrator_free(a);
-    hr_calibrator_free(b);
-    free_data(&d);
-}
-
-Test(calibrator, shards_merge_to_what_one_pass_gives)
-{
-    check_merge("fp8", "absmax");
-    check_merge("fp8", "percentile:99");
-    check_merge("fp8:qkv.granularity=tensor", "percentile");
-    check_merge("fp8:qkv.dtype=i8", "mse");
-    check_merge("fp8:qk.transform=hadamard", "absmax");
-}
-
-Test(calibrator, shards_merge_in_the_second_pass)
-{
-    check_merge(smoothed, "absmax");
-    check_merge(smoothed, "percentile:99");
-    check_merge("fp8:q.transform=hadamard,k.transform=mean+hadamard", "percentile");
-}
-
-Test(calibrator, merging_what_does_not_belong_together_is_refused)
-{
-    data d = make_data(10, TOKENS);
-    hr_calibrator *a = create("fp8", NULL), *other_recipe = create("int8", NULL);
-    hr_calibrator *other_observer = create("fp8", "mse");
-    cr_assert_eq(hr_calibrator_merge(a, a), HR_ERROR_INVALID_ARGUMENT);
-    cr_assert_eq(hr_calibrator_merge(a, other_recipe), HR_ERROR_MISMATCH);
-    cr_assert(strstr(hr_last_error(), "int8"));
-    cr_assert_eq(hr_calibrator_merge(a, other_observer), HR_ERROR_MISMATCH);
-    cr_assert(strstr(hr_last_error(), "mse"));
-
-    hr_calibrator *other_shape = create("fp8", NULL);
-    hr_tensor q = view(d.k, TOKENS, KV_HEADS), v = view(d.v, TOKENS, KV_HEADS);
-    cr_assert_eq(hr_calibrator_observe(other_shape, 0, &q, &q, &v), HR_OK);
-    observe_ok(a, 0, &d);
-    cr_assert_eq(hr_calibrator_merge(a, other_shape), HR_ERROR_MISMATCH);
-    cr_assert(strstr(hr_last_error(), "layer 0 has 4 heads"));
-
-    hr_calibrator *x = create(smoothed, NULL), *y = create(smoothed, NULL);
-    cr_assert_eq(observe(x, 0, &d, 0, 100), HR_OK);
-    cr_assert_eq(observe(y, 0, &d, 50, 100), HR_OK);
-    cr_assert_eq(hr_calibrator_next_pass(x), HR_OK);
-    cr_assert_eq(hr_calibrator_merge(x, y), HR_ERROR_MISMATCH);
-    cr_assert(strstr(hr_last_error(), "pass 2"));
-    cr_assert_eq(hr_calibrator_next_pass(y), HR_OK);
-    cr_assert_eq(hr_calibrator_merge(x, y), HR_ERROR_MISMATCH);
-    cr_assert(strstr(hr_last_error(), "same first pass"));
-    hr_calibrator *all[] = {a, other_recipe, other_observer, other_shape, x, y};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        hr_calibrator_free(all[i]);
     free_data(&d);
 }
 
@@ -581,85 +401,6 @@ Test(calibrator, wrong_shapes_are_refused)
     cr_assert(strstr(hr_last_error(), "first observed with 4, 2 and 32"));
     hr_calibrator_free(calibrator);
     free_data(&d);
-}
-
-static hr_recording_info source(const char *model, char digit)
-{
-    hr_recording_info info = {
-        .path = "rec.safetensors", .model = model, .rope = "applied", .softmax_scale = 0.125f};
-    memset(info.data_hash, digit, 32);
-    return info;
-}
-
-static void hash_of(const char *digits, char out[33])
-{
-    data d = make_data(20, TOKENS);
-    hr_calibrator *calibrator = create("fp8", NULL);
-    for (; *digits; digits++) {
-        hr_recording_info info = source("m", *digits);
-        cr_assert_eq(hr_calibrator_set_source(calibrator, &info), HR_OK, "%s", hr_last_error());
-    }
-    observe_ok(calibrator, 0, &d);
-    hr_profile *profile = finish(calibrator);
-    strcpy(out, hr_profile_get_info(profile).data_hash);
-    hr_profile_free(profile);
-    hr_calibrator_free(calibrator);
-    free_data(&d);
-}
-
-Test(calibrator, the_data_hash_does_not_depend_on_the_order_of_recordings)
-{
-    char none[33], one[33], ab[33], ba[33], abc[33];
-    hash_of("", none);
-    hash_of("a", one);
-    hash_of("ab", ab);
-    hash_of("ba", ba);
-    hash_of("abc", abc);
-    cr_assert_str_eq(none, "");
-    cr_assert_str_eq(one, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa");
-    cr_assert_eq(strlen(ab), 32);
-    cr_assert_str_eq(ab, ba);
-    cr_assert_str_neq(ab, abc);
-}
-
-Test(calibrator, recordings_of_different_models_are_refused)
-{
-    hr_calibrator *calibrator = create("fp8", NULL);
-    hr_recording_info a = source("llama", 'a'), b = source("qwen", 'b');
-    cr_assert_eq(hr_calibrator_set_source(calibrator, &a), HR_OK);
-    cr_assert_eq(hr_calibrator_set_source(calibrator, &b), HR_ERROR_MISMATCH);
-    cr_assert(strstr(hr_last_error(), "qwen") && strstr(hr_last_error(), "llama"));
-    b = source("llama", 'b');
-    b.causal = true;
-    cr_assert_eq(hr_calibrator_set_source(calibrator, &b), HR_ERROR_MISMATCH);
-    cr_assert(strstr(hr_last_error(), "causal"));
-    b = source("llama", 'b');
-    b.rope = "before";
-    cr_assert_eq(hr_calibrator_set_source(calibrator, &b), HR_ERROR_MISMATCH);
-    b = source("llama", 'b');
-    b.softmax_scale = 0.25f;
-    cr_assert_eq(hr_calibrator_set_source(calibrator, &b), HR_ERROR_MISMATCH);
-    b.softmax_scale = NAN;
-    cr_assert_eq(hr_calibrator_set_source(calibrator, &b), HR_ERROR_INVALID_ARGUMENT);
-
-    hr_calibrator *other = create("fp8", NULL);
-    b = source("qwen", 'b');
-    cr_assert_eq(hr_calibrator_set_source(other, &b), HR_OK);
-    cr_assert_eq(hr_calibrator_merge(calibrator, other), HR_ERROR_MISMATCH);
-    hr_calibrator_free(other);
-    hr_calibrator_free(calibrator);
-}
-
-Test(calibrator, the_second_pass_knows_its_recordings)
-{
-    hr_calibrator *calibrator = create(smoothed, NULL);
-    hr_recording_info a = source("m", 'a'), b = source("m", 'b');
-    cr_assert_eq(hr_calibrator_set_source(calibrator, &a), HR_OK);
-    cr_assert_eq(hr_calibrator_next_pass(calibrator), HR_OK);
-    cr_assert_eq(hr_calibrator_set_source(calibrator, &a), HR_OK);
-    cr_assert_eq(hr_calibrator_set_source(calibrator, &b), HR_ERROR_MISMATCH);
-    cr_assert(strstr(hr_last_error(), "first pass"));
-    hr_calibrator_free(calibrator);
 }
 
 Test(calibrator, bad_options_are_refused)
