@@ -1,0 +1,233 @@
+/*
+ * The integer family in plain C: the specification of integer_softmax.h, step by step. For a task
+ * of 32 rows, each tile of 256 keys is expanded once to int16 and each row then does
+ *
+ *     S [256] = K16 [256][head_dim] . q        x, M, e, P, row sums        T = V16 [head_dim][256]
+ * . P
+ *
+ * V is transposed so that both products are int16 dot products of contiguous memory, which
+ * compilers turn into pmaddwd, smlal and the like. The limit is that multiply-accumulate rate.
+ *
+ * Softcap and ALiBi replace step 3, with a' = (float)min(q_scale * softmax_scale * 2^F, 2^100) and
+ * b_i = lse_bias_i * softmax_scale, the part of the logit that smoothing took away:
+ *     y = fma((float)S * k_j, a', b_i)      x = fma(softcap * tanhf(y / softcap), log2(e), u_j)
+ *     x = fma(-(slope * log2(e)), |i + shift - j|, x)
+ */
+#include "integer_body.h"
+
+#include <assert.h>
+
+typedef struct row_state {
+    double factor; /* c_i, without log2(e) when capped */
+    double bias;   /* natural units */
+    float m;
+    int32_t e;
+    float l[HR_INTEGER_LANES];
+} row_state;
+
+typedef struct body {
+    const hr_kernel_args *args;
+    int32_t head_dim;
+    int v_fraction;
+    hr_integer_tile tile;
+    int32_t first;   /* the tile's first key */
+    float *o;        /* [rows][head_dim] */
+    row_state *row;  /* [rows] */
+    int16_t *q;      /* [rows][head_dim] */
+    int16_t *k;      /* [256][head_dim] */
+    int16_t *v;      /* [head_dim][256] */
+    int16_t *v_rows; /* [256][head_dim] */
+} body;
+
+size_t hr_integer_attention_portable_scratch(int32_t head_dim)
+{
+    size_t channels = (size_t)head_dim, rows = HR_INTEGER_PORTABLE_ROWS;
+    return sizeof(body) +
+           rows * (sizeof(row_state) + channels * (sizeof(float) + sizeof(int16_t))) +
+           3 * HR_INTEGER_TILE * channels * sizeof(int16_t) + 64;
+}
+
+static int32_t dot(const int16_t *a, const int16_t *b, int32_t count)
+{
+    int32_t sum = 0;
+    for (int32_t i = 0; i < count; i++)
+        sum += (int32_t)a[i] * b[i];
+    return sum;
+}
+
+void hr_integer_expand_i8(const hr_kernel_operand *operand, int32_t head_dim, int64_t first,
+                          int32_t count, int16_t *rows)
+{
+    const int8_t *codes = (const int8_t *)operand->codes + first * head_dim;
+    if (operand->granularity != HR_GRANULARITY_GROUP) {
+        for (int64_t i = 0; i < (int64_t)count * head_dim; i++)
+            rows[i] = codes[i];
+        return;
+    }
+    int32_t groups = head_dim / operand->block;
+    int fraction = hr_integer_fraction(operand);
+    for (int32_t t = 0; t < count; t++) {
+        float token_scale = hr_integer_token_scale(operand, head_dim, first + t);
+        const float *scale = operand->scale + (first + t) * groups;
+        for (int32_t c = 0; c < head_dim; c++)
+            rows[t * head_dim + c] = hr_integer_group_code(
+                codes[t * head_dim + c], scale[c / operand->block], token_scale, fraction);
+    }
+}
+
+/* Step 1. */
+static void prepare_tile(body *b, int32_t count)
+{
+    const hr_kernel_args *args = b->args;
+    hr_integer_tile *tile = &b->tile;
+    float k_max = 0, v_max = 0;
+    for (int32_t j = 0; j < count; j++) {
+        tile->k[j] = hr_integer_token_scale(&args->k, b->head_dim, b->first + j);
+        tile->r[j] = hr_integer_token_scale(&args->v, b->head_dim, b->first + j);
+        k_max = hr_integer_max(tile->k[j], k_max);
+        v_max = hr_integer_max(tile->r[j], v_max);
+    }
+    tile->f = hr_integer_exponent(k_max);
+    tile->e = hr_integer_exponent(v_max);
+    int k_fraction = hr_integer_fraction(&args->k);
+    for (int32_t j = 0; j < count; j++) {
+        tile->k[j] = ldexpf(hr_integer_round22(ldexpf(tile->k[j], -tile->f)), -k_fraction);
+        float w = hr_integer_max(ldexpf(tile->r[j], -tile->e), HR_INTEGER_MIN_V);
+        tile->u[j] = hr_integer_log2(w);
+        tile->r[j] = 1.0f / w;
+    }
+}
+
+static void load_tile(body *b, hr_integer_expand expand_k, hr_integer_expand expand_v)
+{
+    const hr_kernel_args *args = b->args;
+    int32_t count = args->seqlen_kv - b->first, head_dim = b->head_dim;
+    if (count > HR_INTEGER_TILE) count = HR_INTEGER_TILE;
+    prepare_tile(b, count);
+    expand_k(&args->k, head_dim, b->first, count, b->k);
+    expand_v(&args->v, head_dim, b->first, count, b->v_rows);
+    for (int32_t c = 0; c < head_dim; c++)
+        for (int32_t j = 0; j < count; j++)
+            b->v[c * HR_INTEGER_TILE + j] = b->v_rows[j * head_dim + c];
+}
+
+/* Step 3 for keys [lo, hi) of the tile; returns M. */
+static float make_logits(const body *b, int32_t index, int32_t lo, int32_t hi, float *x)
+{
+    const hr_kernel_args *args = b->args;
+    const row_state *row = &b->row[index];
+    const hr_integer_tile *tile = &b->tile;
+    const float a = hr_integer_tile_factor(row->factor, tile->f);
+    const float slope = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E);
+    const int64_t diagonal = (int64_t)args->q_begin + index + args->shift - b->first;
+    float largest = -INFINITY;
+    for (int32_t j = lo; j < hi; j++) {
+        int32_t s = dot(b->k + j * b->head_dim, b->q + index * b->head_dim, b->head_dim);
+        float product = (float)s * tile->k[j];
+        if (args->softcap == 0) {
+            x[j] = fmaf(product, a, tile->u[j]);
+        } else {
+            float y = fmaf(product, a, (float)row->bias);
+            y = args->softcap * tanhf(y / args->softcap);
+            x[j] = fmaf(y, (float)HR_INTEGER_LOG2E, tile->u[j]);
+        }
+        if (slope != 0) {
+            int64_t distance = diagonal > j ? diagonal - j : j - diagonal;
+            x[j] = fmaf(-slope, (float)distance, x[j]);
+        }
+        largest = hr_integer_max(x[j], largest);
+    }
+    return largest;
+}
+
+/* Steps 2 to 6 for one row and the keys [lo, hi) of the tile that it sees. */
+static void update_row(body *b, int32_t index, int32_t lo, int32_t hi)
+{
+    row_state *row = &b->row[index];
+    const hr_integer_tile *tile = &b->tile;
+    float x[HR_INTEGER_TILE], s[HR_INTEGER_LANES] = {0};
+    int16_t p[HR_INTEGER_TILE];
+    float largest = make_logits(b, index, lo, hi, x);
+    for (int32_t j = lo; j < hi; j++) {
+        float e = hr_integer_exp2_255(x[j] - largest);
+        p[j] = (int16_t)hr_integer_round(e);
+        s[j % HR_INTEGER_LANES] = fmaf(e, tile->r[j], s[j % HR_INTEGER_LANES]);
+    }
+
+    float m = hr_integer_max(largest, row->m);
+    int32_t e = tile->e > row->e ? tile->e : row->e;
+    float alpha = hr_integer_exp2(row->m - m), beta = hr_integer_exp2(largest - m);
+    float alpha_o = ldexpf(alpha, row->e - e);
+    float beta_o = ldexpf(beta, tile->e - e - b->v_fraction);
+    for (int k = 0; k < HR_INTEGER_LANES; k++)
+        row->l[k] = fmaf(s[k], beta, row->l[k] * alpha);
+    float *o = b->o + index * b->head_dim;
+    for (int32_t c = 0; c < b->head_dim; c++) {
+        int32_t t = dot(p + lo, b->v + c * HR_INTEGER_TILE + lo, hi - lo);
+        o[c] = fmaf((float)t, beta_o, o[c] * alpha_o);
+    }
+    row->m = m;
+    row->e = e;
+}
+
+static void finish_row(const body *b, int32_t index)
+{
+    const hr_kernel_args *args = b->args;
+    const row_state *row = &b->row[index];
+    int32_t i = args->q_begin + index;
+    double bias = args->softcap == 0 ? row->bias : 0;
+    float factor = hr_integer_finish(args, i, row->m, row->l, bias);
+    float *out = args->o + i * args->o_stride;
+    const float *o = b->o + index * b->head_dim;
+    for (int32_t c = 0; c < b->head_dim; c++)
+        out[c] = ldexpf(o[c] * factor, row->e);
+}
+
+/* Carves the scratch; the structs first, so that everything is aligned for its type. */
+static body *begin(const hr_kernel_args *args)
+{
+    size_t channels = (size_t)args->head_dim, rows = HR_INTEGER_PORTABLE_ROWS;
+    body *b = args->scratch;
+    b->args = args;
+    b->head_dim = args->head_dim;
+    b->v_fraction = hr_integer_fraction(&args->v);
+    b->row = (row_state *)(b + 1);
+    b->o = (float *)(b->row + rows);
+    b->q = (int16_t *)(b->o + rows * channels);
+    b->k = b->q + rows * channels;
+    b->v = b->k + HR_INTEGER_TILE * channels;
+    b->v_rows = b->v + HR_INTEGER_TILE * channels;
+
+    int32_t count = args->q_end - args->q_begin;
+    hr_integer_expand_i8(&args->q, args->head_dim, args->q_begin, count, b->q);
+    memset(b->o, 0, (size_t)count * channels * sizeof *b->o);
+    for (int32_t index = 0; index < count; index++) {
+        int32_t i = args->q_begin + index;
+        row_state row = {.m = -INFINITY, .e = HR_INTEGER_NO_TILE};
+        row.factor = hr_integer_row_factor(args, i);
+        if (args->lse_bias) row.bias = (double)args->lse_bias[i] * (double)args->softmax_scale;
+        b->row[index] = row;
+    }
+    return b;
+}
+
+void hr_integer_attention_portable(const hr_kernel_args *args, hr_integer_expand expand_k,
+                                   hr_integer_expand expand_v)
+{
+    assert(args->q_end - args->q_begin <= HR_INTEGER_PORTABLE_ROWS);
+    assert(args->kv_begin % HR_INTEGER_TILE == 0);
+    assert(args->head_dim % 8 == 0 && args->head_dim <= HR_INTEGER_MAX_HEAD_DIM);
+    body *b = begin(args);
+    for (b->first = args->kv_begin; b->first < args->kv_end; b->first += HR_INTEGER_TILE) {
+        load_tile(b, expand_k, expand_v);
+        for (int32_t i = args->q_begin; i < args->q_end; i++) {
+            int32_t lo, hi;
+            hr_kernel_row_range(args, i, &lo, &hi);
+            lo = lo > b->first ? lo - b->first : 0;
+            hi = hi - b->first < HR_INTEGER_TILE ? hi - b->first : HR_INTEGER_TILE;
+            if (lo < hi) update_row(b, i - args->q_begin, lo, hi);
+        }
+    }
+    for (int32_t i = args->q_begin; i < args->q_end; i++)
+        finish_row(b, i - args->q_begin);
+}

@@ -1,0 +1,273 @@
+/*
+ * The arithmetic of the integer kernels (recipes `int8` and `int4`), specified.
+ *
+ * Every kernel of the family gives bit-identical O and LSE, whatever its instruction set, its tiles
+ * and its number of threads, because each step below is either exact or rounded once, in a stated
+ * order. fma is the fused operation (one rounding), all other operations are binary32 and
+ * round-to-nearest-even unless `double` is written; max and min choose, they do not round.
+ * The functions in this file are the specification in C; vector kernels restate them.
+ *
+ * 1. Tile. A softmax tile is the keys [256 t, 256 t + 256) of a sequence, whatever the mask.
+ *    Over all its keys j below seqlen_kv:
+ *        F = floor(log2(max k_scale_j))      k_j = round22(k_scale_j * 2^-F)        in [0, 2)
+ *        E = floor(log2(max v_scale_j))      w_j = max(v_scale_j * 2^-E, 2^-64)     in (0, 2)
+ *        u_j = log2(w_j), as hr_integer_log2     r_j = 1 / w_j
+ *    round22 rounds to 22 significant bits, so that 1.5 * 2^23 * k_j is exact (see 3).
+ *    Scales in groups of channels: k_scale_j and v_scale_j are the largest of the token's groups,
+ *    and the codes become fixed-point numbers with f fraction bits, an int16 (hr_integer_fraction):
+ *    code' = round(code * scale_group / scale_j * 2^f). k_j is then also multiplied by 2^-f.
+ * 2. Row i. c_i = q_scale_i * softmax_scale * log2(e) in double, left to right;
+ *        a = (float)min(c_i * 2^F, 2^100) once a tile.
+ * 3. Logits. S_ij = sum of q_code * k_code, exact in int32.
+ *        x_ij = fma((float)S_ij * k_j, a, u_j)          the weight times V's scale, in log2 units
+ *    (float)S_ij * k_j = fma(1.5 * 2^23 + S_ij, k_j, -(1.5 * 2^23 * k_j)) bit for bit when
+ *    |S_ij| < 2^22: a kernel may start its int32 accumulators at the bits of 1.5 * 2^23 and read
+ *    them back as floats. Softcap and ALiBi: see integer_body.c.
+ * 4. Weights. Over the keys of the tile that row i sees (none: the tile leaves the row alone):
+ *        M = max x_ij       z = max(x_ij - M, -100)      e_ij = 255 * 2^z, as hr_integer_exp2_255
+ *        P_ij = e_ij rounded to an integer, nearest even, at most 255
+ *        s_k = fma(e_ij, r_j, s_k) over j = k, k + 16, ... ascending, for 16 lanes k from 0
+ *    V's scale is inside P before it is rounded, and taken out of the sum again: softmax weights
+ *    are summed unrounded. docs/int8-softmax.md has the measurements behind both choices.
+ * 5. T_ic = sum of P_ij * v_code_jc, exact in int32: 255 * 127 * 256 and 255 * 127 * 256 * 256 fit.
+ * 6. Row state m (-inf), e (-1000), l_k (0) and O_c (0), in the units of its largest tile:
+ *        m' = max(m, M)                      e' = max(e, E)
+ *        alpha = 2^max(m - m', -100)         beta = 2^max(M - m', -100)         as hr_integer_exp2
+ *        l_k = fma(s_k, beta, l_k * alpha)
+ *        O_c = fma((float)T_ic, beta * 2^(E - e' - f), O_c * (alpha * 2^(e - e')))
+ *    P is relative to the tile's own maximum, not to the running one: later tiles keep 8 bits.
+ * 7. l = the sum of the lanes as a tree: k + (k + 8), then + 4, + 2, + 1. hr_integer_finish gives
+ *    the LSE and g = 1 / l; O = (O_c * g) * 2^e.
+ *
+ * Range. Nothing above overflows or is NaN for finite scales > 0 and any sequence length:
+ * |x| < 2^123 by the bound on a; z >= -100 keeps e_ij, alpha and beta out of the denormals, which
+ * are 60 times slower, and turns -inf - -inf into a number; s_k <= 255 * 2^64 * 16; int32 sums live
+ * for one tile only. Row states need no case for "no tile yet": alpha then multiplies zeros.
+ */
+#ifndef HEADROOM_INTEGER_SOFTMAX_H
+#define HEADROOM_INTEGER_SOFTMAX_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernel.h"
+
+enum {
+    HR_INTEGER_TILE = 256,      /* keys a softmax tile has */
+    HR_INTEGER_LANES = 16,      /* partial sums a row has */
+    HR_INTEGER_NO_TILE = -1000, /* a row's V exponent before its first tile */
+    HR_INTEGER_MAX_HEAD_DIM = 256
+};
+
+#define HR_INTEGER_LOG2E 1.4426950408889634
+#define HR_INTEGER_LN2 0.6931471805599453
+#define HR_INTEGER_MAGIC 0x1.8p23f /* adding it to |x| < 2^22 rounds x to an integer */
+#define HR_INTEGER_MIN_LOG2 -100.0f
+#define HR_INTEGER_MIN_V 0x1p-64f
+#define HR_INTEGER_MAX_FACTOR 0x1p100
+
+/*
+ * 2^f = 1 + f (c1 + f (c2 + f (c3 + f c4))) for f in [-1/2, 1/2]: the minimax polynomial that is
+ * exact at 0 and does not decrease from one octave to the next; relative error 2.9e-6. The second
+ * set is 255 times it, and exactly 255 at 0.
+ */
+#define HR_EXP2_C1 0x1.62e12cp-1f
+#define HR_EXP2_C2 0x1.ec0378p-3f
+#define HR_EXP2_C3 0x1.c9fc46p-5f
+#define HR_EXP2_C4 0x1.3a02ccp-7f
+#define HR_EXP2_255_C1 0x1.617e4cp+7f
+#define HR_EXP2_255_C2 0x1.ea1774p+5f
+#define HR_EXP2_255_C3 0x1.c8324ap+3f
+#define HR_EXP2_255_C4 0x1.38c8cap+1f
+
+/*
+ * log2(1 + u) = u * (d0 + u (d1 + ... u d6)) for u in [0, 1): minimax, exact at 0, absolute error
+ * 3.4e-7.
+ */
+#define HR_LOG2_D0 0x1.715296p+0f
+#define HR_LOG2_D1 -0x1.70ec7cp-1f
+#define HR_LOG2_D2 0x1.e4af1cp-2f
+#define HR_LOG2_D3 -0x1.4cf19cp-2f
+#define HR_LOG2_D4 0x1.8b535ap-3f
+#define HR_LOG2_D5 -0x1.41ae44p-4f
+#define HR_LOG2_D6 0x1.f2603ap-7f
+
+static inline uint32_t hr_integer_bits(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float hr_integer_float(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Larger of the two, b when a is NaN: what maxps does. */
+static inline float hr_integer_max(float a, float b)
+{
+    return a > b ? a : b;
+}
+
+/* 2^n for n in [-126, 127]. */
+static inline float hr_integer_power(int32_t n)
+{
+    return hr_integer_float((uint32_t)(n + 127) << 23);
+}
+
+/* z in [-100, 0] to its nearest integer n and f = z - n in [-1/2, 1/2], both exact. */
+static inline int32_t hr_integer_split(float z, float *f)
+{
+    float shifted = z + HR_INTEGER_MAGIC;
+    *f = z - (shifted - HR_INTEGER_MAGIC);
+    return (int32_t)(hr_integer_bits(shifted) - hr_integer_bits(HR_INTEGER_MAGIC));
+}
+
+/* 2^max(z, -100) for z <= 0. */
+static inline float hr_integer_exp2(float z)
+{
+    float f;
+    int32_t n = hr_integer_split(hr_integer_max(z, HR_INTEGER_MIN_LOG2), &f);
+    float p = fmaf(f, HR_EXP2_C4, HR_EXP2_C3);
+    p = fmaf(p, f, HR_EXP2_C2);
+    p = fmaf(p, f, HR_EXP2_C1);
+    return fmaf(p, f, 1.0f) * hr_integer_power(n);
+}
+
+/* 255 * 2^max(z, -100) for z <= 0. */
+static inline float hr_integer_exp2_255(float z)
+{
+    float f;
+    int32_t n = hr_integer_split(hr_integer_max(z, HR_INTEGER_MIN_LOG2), &f);
+    float p = fmaf(f, HR_EXP2_255_C4, HR_EXP2_255_C3);
+    p = fmaf(p, f, HR_EXP2_255_C2);
+    p = fmaf(p, f, HR_EXP2_255_C1);
+    return fmaf(p, f, 255.0f) * hr_integer_power(n);
+}
+
+/* log2(w) for a normal w > 0. */
+static inline float hr_integer_log2(float w)
+{
+    uint32_t bits = hr_integer_bits(w);
+    float exponent = (float)((int32_t)(bits >> 23) - 127);
+    float u = hr_integer_float((bits & 0x7fffff) | 0x3f800000) - 1.0f;
+    float p = fmaf(u, HR_LOG2_D6, HR_LOG2_D5);
+    p = fmaf(p, u, HR_LOG2_D4);
+    p = fmaf(p, u, HR_LOG2_D3);
+    p = fmaf(p, u, HR_LOG2_D2);
+    p = fmaf(p, u, HR_LOG2_D1);
+    p = fmaf(p, u, HR_LOG2_D0);
+    return fmaf(p, u, exponent);
+}
+
+/* x >= 0 rounded to 22 significant bits, nearest even. */
+static inline float hr_integer_round22(float x)
+{
+    uint32_t bits = hr_integer_bits(x);
+    return hr_integer_float((bits + 1 + (bits >> 2 & 1)) & ~UINT32_C(3));
+}
+
+/* P: e in [0, 255] rounded to an integer, nearest even. */
+static inline int32_t hr_integer_round(float e)
+{
+    return (int32_t)(hr_integer_bits(e + HR_INTEGER_MAGIC) - hr_integer_bits(HR_INTEGER_MAGIC));
+}
+
+/* floor(log2(x)) of a finite x > 0, denormal or not. */
+static inline int32_t hr_integer_exponent(float x)
+{
+    int exponent;
+    frexpf(x, &exponent);
+    return exponent - 1;
+}
+
+/* Fraction bits f of the codes a kernel works with: more than 0 when scales are in groups. */
+static inline int hr_integer_fraction(const hr_kernel_operand *operand)
+{
+    if (operand->granularity != HR_GRANULARITY_GROUP) return 0;
+    switch (operand->dtype) {
+    case HR_DTYPE_I4:
+        return 12; /* 7 * 2^12 */
+    case HR_DTYPE_U4:
+        return 11; /* 15 * 2^11 */
+    default:
+        return 8; /* 127 * 2^8 */
+    }
+}
+
+/* The scale that stands for all of `token`: the largest of its groups when it has groups. */
+static inline float hr_integer_token_scale(const hr_kernel_operand *operand, int32_t head_dim,
+                                           int64_t token)
+{
+    switch (operand->granularity) {
+    case HR_GRANULARITY_TOKEN:
+        return operand->scale[token];
+    case HR_GRANULARITY_BLOCK:
+        return operand->scale[token / operand->block];
+    case HR_GRANULARITY_GROUP: {
+        int32_t groups = head_dim / operand->block;
+        const float *scale = operand->scale + token * groups;
+        float largest = scale[0];
+        for (int32_t g = 1; g < groups; g++)
+            largest = hr_integer_max(scale[g], largest);
+        return largest;
+    }
+    default:
+        return operand->scale[0];
+    }
+}
+
+/* Step 1 for keys [first, first + count) of the sequence. Entries from count on are not written. */
+typedef struct hr_integer_tile {
+    int32_t f, e;             /* F and E */
+    float k[HR_INTEGER_TILE]; /* k_j */
+    float u[HR_INTEGER_TILE]; /* u_j = log2(w_j) */
+    float r[HR_INTEGER_TILE]; /* r_j = 1 / w_j */
+} hr_integer_tile;
+
+/* The factor c_i of step 2; natural units, so without log2(e), when logits are capped. */
+static inline double hr_integer_row_factor(const hr_kernel_args *args, int32_t row)
+{
+    float q_scale = hr_integer_token_scale(&args->q, args->head_dim, row);
+    double factor = (double)q_scale * (double)args->softmax_scale;
+    return args->softcap == 0 ? factor * HR_INTEGER_LOG2E : factor;
+}
+
+/* c_i in the units of a tile: the factor a. */
+static inline float hr_integer_tile_factor(double factor, int32_t f)
+{
+    double scaled = ldexp(factor, f);
+    return (float)(scaled < HR_INTEGER_MAX_FACTOR ? scaled : HR_INTEGER_MAX_FACTOR);
+}
+
+/*
+ * Step 7: writes the row's LSE and returns what multiplies O before 2^e. `bias` is what smoothing
+ * took from every logit (natural units); the sink is a logit of the problem before smoothing. A row
+ * that saw no key has l = 0 and m = -inf.
+ */
+static inline float hr_integer_finish(const hr_kernel_args *args, int32_t row, float m,
+                                      const float l[HR_INTEGER_LANES], double bias)
+{
+    float sum[HR_INTEGER_LANES];
+    memcpy(sum, l, sizeof sum);
+    for (int half = HR_INTEGER_LANES / 2; half > 0; half /= 2)
+        for (int k = 0; k < half; k++)
+            sum[k] += sum[k + half];
+
+    double total = (double)sum[0] / 255, lse = -INFINITY;
+    if (args->sink > -INFINITY) {
+        if (total > 0)
+            total += exp2(fmin(((double)args->sink - bias) * HR_INTEGER_LOG2E - (double)m, 1000));
+        else
+            lse = args->sink;
+    }
+    if (total > 0) lse = HR_INTEGER_LN2 * ((double)m + log2(total)) + bias;
+    if (args->lse) args->lse[row * args->lse_stride] = (float)lse;
+    return total > 0 ? (float)(1 / (255 * total)) : 0.0f;
+}
+
+#endif
