@@ -82,47 +82,30 @@ FLOAT_INLINE void channel_scales(const hr_kernel_operand *operand, int32_t token
         scales[channel] = channel < head_dim ? source[channel / block] : 0;
 }
 
-/* Rows [token, token + count) to out [count][channels], times channel scales. */
-FLOAT_INLINE void load_rows(hr_dtype dtype, const hr_kernel_operand *operand, int32_t token,
-                            int32_t count, int32_t head_dim, float *out)
+/*
+ * Rows [token, token + count) to out [count][channels], times channel scales and, if `whole`, token
+ * scales. True when every value is finite.
+ */
+FLOAT_INLINE bool load_rows(hr_dtype dtype, const hr_kernel_operand *operand, int32_t token,
+                            int32_t count, int32_t head_dim, bool whole, float *out)
 {
     const int32_t channels = padded_channels(head_dim);
     const bool scaled = dtype != HR_DTYPE_BF16 && has_channel_scales(operand);
-    const unsigned char *row = (const unsigned char *)operand->codes +
-                               (int64_t)token * head_dim * (int64_t)code_bytes(dtype);
+    const size_t row_bytes = (size_t)head_dim * code_bytes(dtype);
+    const unsigned char *row = (const unsigned char *)operand->codes + token * row_bytes;
+    const vec zero = vec_set(0);
+    vec poison = zero; /* 0 * x summed: NaN as soon as one x is not finite */
     float scales[MAX_CHANNELS];
-    for (int32_t i = 0; i < count; i++, row += (size_t)head_dim * code_bytes(dtype)) {
+    for (int32_t i = 0; i < count; i++, row += row_bytes) {
         if (scaled && (i == 0 || operand->granularity == HR_GRANULARITY_GROUP))
             channel_scales(operand, token + i, head_dim, scales);
+        const vec scale = vec_set(token_scale(operand, token + i));
         for (int32_t channel = 0; channel < channels; channel += VEC_WIDTH) {
             vec x = load_channels(dtype, row, channel, head_dim);
             if (scaled) x = vec_mul(x, vec_load(scales + channel));
-            vec_store(out + (int64_t)i * channels + channel, x);
-        }
-    }
-}
-
-/*
- * V: as load_rows, times the token's scale. True when every value is finite: a product with a
- * masked key's weight, 0, is then harmless.
- */
-FLOAT_INLINE bool load_values(hr_dtype dtype, const hr_kernel_operand *operand, int32_t token,
-                              int32_t count, int32_t head_dim, float *out)
-{
-    const int32_t channels = padded_channels(head_dim);
-    const vec zero = vec_set(0);
-    vec poison = zero; /* 0 * x summed: NaN as soon as one x is not finite */
-    load_rows(dtype, operand, token, count, head_dim, out);
-    for (int32_t i = 0; i < count; i++) {
-        vec scale = vec_set(token_scale(operand, token + i));
-        for (int32_t channel = 0; channel < channels; channel += VEC_WIDTH) {
-            float *target = out + (int64_t)i * channels + channel;
-            vec x = vec_load(target);
-            if (dtype != HR_DTYPE_BF16) {
-                x = vec_mul(x, scale);
-                vec_store(target, x);
-            }
+            if (whole && dtype != HR_DTYPE_BF16) x = vec_mul(x, scale);
             poison = vec_fma(x, zero, poison);
+            vec_store(out + (int64_t)i * channels + channel, x);
         }
     }
     float sum = vec_reduce_add(poison);

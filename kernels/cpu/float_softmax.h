@@ -6,6 +6,8 @@
  *
  * p_j is rounded to the recipe's P format but kept as a float. P_MAX puts the row's largest weight
  * on the format's largest value: 448 for E4M3, whose small values lose bits; 1 for BF16 and F32.
+ *
+ * Cost for a vector of keys without cap, bias and key scales: one maximum, then 17 operations.
  */
 #ifndef HEADROOM_FLOAT_SOFTMAX_H
 #define HEADROOM_FLOAT_SOFTMAX_H
@@ -54,10 +56,11 @@ FLOAT_INLINE vec vec_tanh(vec x)
  */
 FLOAT_INLINE vec round_significand(vec p, int mantissa_bits, float smallest)
 {
+    const float factor = (float)(1u << (23 - mantissa_bits));
     vec exponent = vec_and(p, 0x7f800000);
     if (smallest > 0) exponent = vec_max(vec_set(smallest), exponent);
-    vec magic = vec_mul(exponent, vec_set((float)(1u << (23 - mantissa_bits))));
-    return vec_sub(vec_add(p, magic), magic);
+    vec shifted = vec_fma(exponent, vec_set(factor), p);
+    return vec_fma(exponent, vec_set(-factor), shifted);
 }
 
 FLOAT_INLINE vec round_weight(vec p, hr_dtype p_dtype)
@@ -83,48 +86,51 @@ typedef struct logit_rule {
     float diagonal;            /* i + shift - key: the tile's column at distance 0 */
 } logit_rule;
 
-/* x -> logits over [0, columns), -inf outside [lo, hi); returns the largest visible one. */
-FLOAT_INLINE float apply_logits(float *x, int32_t columns, int32_t lo, int32_t hi,
-                                const logit_rule *rule)
+/* True when a logit is the dot product times rule->scale and nothing else. */
+FLOAT_INLINE bool is_plain(const logit_rule *rule)
+{
+    return !rule->column_scale && rule->softcap == 0 && rule->alibi_slope == 0;
+}
+
+/* Dot products -> logits, for rules that are not plain. */
+FLOAT_INLINE void apply_rule(float *x, int32_t columns, const logit_rule *rule)
 {
     static const float lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const vec scale = vec_set(rule->scale);
-    const bool masked = lo > 0 || hi < columns;
-    const bool plain = !rule->column_scale && rule->softcap == 0 && rule->alibi_slope == 0;
-    vec largest = vec_set(-INFINITY);
     for (int32_t j = 0; j < columns; j += VEC_WIDTH) {
         vec y = vec_mul(vec_load(x + j), scale);
-        if (!plain) {
-            if (rule->column_scale) y = vec_mul(y, vec_load(rule->column_scale + j));
-            if (rule->softcap != 0)
-                y = vec_mul(vec_tanh(vec_add(y, vec_set(rule->bias))), vec_set(rule->softcap));
-            if (rule->alibi_slope != 0) {
-                vec distance = vec_sub(vec_load(lane), vec_set(rule->diagonal - (float)j));
-                y = vec_sub(y, vec_mul(vec_and(distance, INT32_MAX), vec_set(rule->alibi_slope)));
-            }
+        if (rule->column_scale) y = vec_mul(y, vec_load(rule->column_scale + j));
+        if (rule->softcap != 0)
+            y = vec_mul(vec_tanh(vec_add(y, vec_set(rule->bias))), vec_set(rule->softcap));
+        if (rule->alibi_slope != 0) {
+            vec distance = vec_sub(vec_load(lane), vec_set(rule->diagonal - (float)j));
+            y = vec_sub(y, vec_mul(vec_and(distance, INT32_MAX), vec_set(rule->alibi_slope)));
         }
         vec_store(x + j, y);
-        largest = vec_max(largest, y);
     }
-    if (!masked) return vec_reduce_max(largest);
+}
 
+/* Sets x to -inf outside [lo, hi) of `columns` and returns the largest of the rest. */
+FLOAT_INLINE float mask_and_maximum(float *x, int32_t columns, int32_t lo, int32_t hi)
+{
     for (int32_t j = 0; j < lo; j++)
         x[j] = -INFINITY;
     for (int32_t j = hi; j < columns; j++)
         x[j] = -INFINITY;
-    largest = vec_set(-INFINITY);
+    vec largest = vec_set(-INFINITY);
     for (int32_t j = 0; j < columns; j += VEC_WIDTH)
         largest = vec_max(largest, vec_load(x + j));
     return vec_reduce_max(largest);
 }
 
-/* Logits -> rounded weights relative to `largest`; returns their sum before rounding. */
-FLOAT_INLINE float apply_weights(float *x, int32_t columns, float largest, hr_dtype p_dtype)
+/* Logits x * scale -> rounded weights relative to `largest`; returns their sum before rounding. */
+FLOAT_INLINE float apply_weights(float *x, int32_t columns, float scale, float largest,
+                                 hr_dtype p_dtype)
 {
-    const vec reference = vec_set(largest - weight_exponent(p_dtype));
+    const vec factor = vec_set(scale), reference = vec_set(weight_exponent(p_dtype) - largest);
     vec sum = vec_set(0);
     for (int32_t j = 0; j < columns; j += VEC_WIDTH) {
-        vec p = vec_exp2(vec_sub(vec_load(x + j), reference));
+        vec p = vec_exp2(vec_fma(vec_load(x + j), factor, reference));
         sum = vec_add(sum, p);
         vec_store(x + j, round_weight(p, p_dtype));
     }

@@ -126,23 +126,64 @@ FLOAT_INLINE key_span visible_span(const hr_kernel_args *args, const key_tile *t
     return span;
 }
 
-/* Logits and weights of one row; updates its statistics and says how to rescale O. */
-FLOAT_INLINE void update_row(float *x, int32_t columns, int32_t lo, int32_t hi,
-                             const logit_rule *rule, hr_dtype p_dtype, float *max, float *sum,
-                             float *alpha, float *beta)
+/* A number for each row of a block, padded to whole vectors. */
+typedef struct row_values {
+    float row[16];
+} row_values;
+
+/*
+ * Joins a tile's maxima to the rows' running ones: max = max(old, tile), and O and the sums are to
+ * be rescaled by alpha = 2^(old - max) and the tile's by beta = 2^(tile - max) / P_MAX. Rows that
+ * see no key of the tile have -inf there. The floor turns -inf - -inf, of rows that have seen no
+ * key at all, into -inf.
+ */
+FLOAT_INLINE void join_maxima(row_values *max, const row_values *tile, float unit,
+                              row_values *alpha, row_values *beta)
 {
-    float largest = apply_logits(x, columns, lo, hi, rule);
-    float tile_sum = apply_weights(x, columns, largest, p_dtype);
-    const float unit = p_dtype == HR_DTYPE_E4M3 ? 1.0f / 448 : 1;
-    if (largest > *max) {
-        *alpha = exp2f(*max - largest);
-        *beta = unit;
-        *max = largest;
-    } else {
-        *alpha = 1;
-        *beta = exp2f(largest - *max) * unit;
+    for (int i = 0; i < ROWS; i += VEC_WIDTH) {
+        vec before = vec_load(max->row + i), here = vec_load(tile->row + i);
+        vec joined = vec_max(here, before), reference = vec_max(vec_set(-0x1p127f), joined);
+        vec_store(alpha->row + i, vec_exp2(vec_sub(before, reference)));
+        vec_store(beta->row + i, vec_mul(vec_exp2(vec_sub(here, reference)), vec_set(unit)));
+        vec_store(max->row + i, joined);
     }
-    *sum = *sum * *alpha + tile_sum * *beta;
+}
+
+/*
+ * Scores -> weights of a block of rows, in place, and their statistics. The three steps are loops
+ * over all rows, so that one row's latencies hide behind the others' work.
+ */
+FLOAT_INLINE void apply_softmax(const hr_kernel_args *args, const float_workspace *work,
+                                const key_tile *tile, const key_span *span, float_formats formats,
+                                int32_t offset, int32_t rows, int32_t begin, int32_t columns,
+                                row_values *alpha, row_values *beta)
+{
+    row_values max = {{0}}, largest = {{0}};
+    float scale[ROWS];
+    memcpy(max.row, work->max + offset, (size_t)rows * sizeof(float));
+    for (int32_t i = 0; i < rows; i++) {
+        float *x = work->weights + i * formats.tile_kv;
+        logit_rule rule = row_rule(args, tile, args->q_begin + offset + i, tile->begin + begin);
+        largest.row[i] = -INFINITY;
+        if (span->lo[i] >= span->hi[i]) continue;
+        scale[i] = rule.scale;
+        if (!is_plain(&rule)) {
+            apply_rule(x, columns, &rule);
+            scale[i] = 1;
+        }
+        largest.row[i] =
+            mask_and_maximum(x, columns, span->lo[i] - begin, span->hi[i] - begin) * scale[i];
+    }
+    join_maxima(&max, &largest, formats.p == HR_DTYPE_E4M3 ? 1.0f / 448 : 1, alpha, beta);
+    memcpy(work->max + offset, max.row, (size_t)rows * sizeof(float));
+    for (int32_t i = 0; i < rows; i++) {
+        float *x = work->weights + i * formats.tile_kv, sum = 0;
+        if (span->lo[i] >= span->hi[i])
+            memset(x, 0, (size_t)columns * sizeof *x);
+        else
+            sum = apply_weights(x, columns, scale[i], largest.row[i], formats.p);
+        work->sum[offset + i] = work->sum[offset + i] * alpha->row[i] + sum * beta->row[i];
+    }
 }
 
 /*
@@ -175,8 +216,8 @@ FLOAT_INLINE void process_block(const hr_kernel_args *args, const float_workspac
                                 int32_t rows)
 {
     const int32_t channels = padded_channels(args->head_dim);
-    const int32_t stride = formats.tile_kv, row = args->q_begin + offset;
-    key_span span = visible_span(args, tile, row, rows);
+    const int32_t stride = formats.tile_kv;
+    key_span span = visible_span(args, tile, args->q_begin + offset, rows);
     if (span.first >= span.last) return;
     const int32_t begin = span.first / VEC_WIDTH * VEC_WIDTH;
     const int32_t columns = (span.last - begin + VEC_WIDTH - 1) / VEC_WIDTH * VEC_WIDTH;
@@ -191,19 +232,8 @@ FLOAT_INLINE void process_block(const hr_kernel_args *args, const float_workspac
                             .columns = columns};
     multiply(&scores, rows);
 
-    float alpha[ROWS], beta[ROWS];
-    for (int32_t i = 0; i < rows; i++) {
-        float *x = work->weights + i * stride;
-        alpha[i] = 1;
-        beta[i] = 0;
-        if (span.lo[i] >= span.hi[i]) {
-            memset(x, 0, (size_t)columns * sizeof *x);
-            continue;
-        }
-        logit_rule rule = row_rule(args, tile, row + i, tile->begin + begin);
-        update_row(x, columns, span.lo[i] - begin, span.hi[i] - begin, &rule, formats.p,
-                   &work->max[offset + i], &work->sum[offset + i], &alpha[i], &beta[i]);
-    }
+    row_values alpha, beta;
+    apply_softmax(args, work, tile, &span, formats, offset, rows, begin, columns, &alpha, &beta);
 
     float_product output = {.a = work->weights + (span.first - begin),
                             .lda = stride,
@@ -213,8 +243,8 @@ FLOAT_INLINE void process_block(const hr_kernel_args *args, const float_workspac
                             .ldc = channels,
                             .depth = span.last - span.first,
                             .columns = channels,
-                            .alpha = alpha,
-                            .beta = beta};
+                            .alpha = alpha.row,
+                            .beta = beta.row};
     update_output(&output, &span, rows, tile->finite);
 }
 
@@ -225,7 +255,8 @@ FLOAT_INLINE key_tile load_tile(const hr_kernel_args *args, const float_workspac
     if (count > formats.tile_kv) count = formats.tile_kv;
     key_tile tile = {.begin = begin, .count = count};
     load_keys(formats.qk, &args->k, begin, count, args->head_dim, work->keys, formats.tile_kv);
-    tile.finite = load_values(formats.v, &args->v, begin, count, args->head_dim, work->values);
+    /* A weight of 0 times a value that is not finite is NaN: update_output has to know. */
+    tile.finite = load_rows(formats.v, &args->v, begin, count, args->head_dim, true, work->values);
     if (args->k.granularity == HR_GRANULARITY_TOKEN ||
         args->k.granularity == HR_GRANULARITY_BLOCK) {
         for (int32_t j = 0; j < count; j++)
@@ -239,7 +270,7 @@ FLOAT_INLINE void start_rows(const hr_kernel_args *args, const float_workspace *
                              float_formats formats, int32_t rows)
 {
     const int32_t channels = padded_channels(args->head_dim);
-    load_rows(formats.qk, &args->q, args->q_begin, rows, args->head_dim, work->q);
+    load_rows(formats.qk, &args->q, args->q_begin, rows, args->head_dim, false, work->q);
     memset(work->o, 0, (size_t)rows * (size_t)channels * sizeof(float));
     for (int32_t i = 0; i < rows; i++) {
         /* Smoothing shifted every logit but the sink's, unless the bias was put back for the cap.
