@@ -47,18 +47,27 @@ int cli_fail_library(const char *context)
     return cli_fail("%s", hr_last_error());
 }
 
-long cli_number(struct argp_state *state, const char *option, const char *text, long low, long high)
+void cli_bad_argument(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    report(CLI_USAGE, format, arguments);
+    va_end(arguments);
+    exit(CLI_USAGE);
+}
+
+long cli_number(const char *option, const char *text, long low, long high)
 {
     char *end;
     errno = 0;
     long value = strtol(text, &end, 10);
     if (*text == 0 || *end != 0 || errno != 0 || value < low || value > high)
-        argp_error(state, "%s is \"%s\"; it takes a whole number from %ld to %ld", option, text,
-                   low, high);
+        cli_bad_argument("%s is \"%s\"; it takes a whole number from %ld to %ld", option, text, low,
+                         high);
     return value;
 }
 
-static void parse_layers(struct argp_state *state, const char *text, cli_common *common)
+static void parse_layers(const char *text, cli_common *common)
 {
     int first, last, used = 0;
     if (sscanf(text, "%d-%d%n", &first, &last, &used) == 2 && text[used] == 0) {
@@ -70,7 +79,7 @@ static void parse_layers(struct argp_state *state, const char *text, cli_common 
         used = 0;
     }
     if (used == 0 || common->first < 0 || common->last < common->first)
-        argp_error(state, "--layers is \"%s\"; it takes a number or a range such as 0-5", text);
+        cli_bad_argument("--layers is \"%s\"; it takes a number or a range such as 0-5", text);
 }
 
 static error_t parse_common(int key, char *argument, struct argp_state *state)
@@ -81,10 +90,10 @@ static error_t parse_common(int key, char *argument, struct argp_state *state)
         common->json = true;
         return 0;
     case 't':
-        common->threads = (int)cli_number(state, "--threads", argument, 1, 4096);
+        common->threads = (int)cli_number("--threads", argument, 1, 4096);
         return 0;
     case 'l':
-        parse_layers(state, argument, common);
+        parse_layers(argument, common);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -108,6 +117,7 @@ cli_common cli_common_defaults(void)
 error_t cli_child_input(struct argp_state *state, cli_common *common)
 {
     state->child_inputs[0] = common;
+    state->err_stream = NULL;
     return 0;
 }
 

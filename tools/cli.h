@@ -32,12 +32,17 @@ cli_common cli_common_defaults(void);
  */
 void cli_parse(const struct argp *argp, int argc, char **argv, void *input);
 
-/* Set by cli_parse's callers through state->child_inputs[0]; see cli_child_input. */
+/*
+ * For ARGP_KEY_INIT of every verb: sends the shared options to `common` and silences argp's own
+ * three-line errors, of which only getopt's first line is left.
+ */
 error_t cli_child_input(struct argp_state *state, cli_common *common);
 
+/* Prints "headroom VERB: message" to stderr and exits with CLI_USAGE. */
+_Noreturn void cli_bad_argument(const char *format, ...) HR_PRINTF(1, 2);
+
 /* Reads a whole number in [low, high], or ends with a usage error that names the option. */
-long cli_number(struct argp_state *state, const char *option, const char *text, long low,
-                long high);
+long cli_number(const char *option, const char *text, long low, long high);
 
 /* Prints "headroom VERB: message" to stderr and returns CLI_FAILED (or CLI_USAGE). */
 int cli_fail(const char *format, ...) HR_PRINTF(1, 2);

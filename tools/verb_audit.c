@@ -59,19 +59,19 @@ static error_t parse(int key, char *text, struct argp_state *state)
     case KEY_BUDGET:
         arguments->budget = strtod(text, &end);
         if (*text == 0 || *end != 0 || !(arguments->budget > 0) || isinf(arguments->budget))
-            argp_error(state, "--budget is \"%s\"; it takes a relative error > 0 such as 0.05",
-                       text);
+            cli_bad_argument("--budget is \"%s\"; it takes a relative error > 0 such as 0.05",
+                             text);
         return 0;
     case KEY_REPEATS:
-        arguments->repeats = cli_number(state, "--repeats", text, 1, 10000);
+        arguments->repeats = cli_number("--repeats", text, 1, 10000);
         return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0) argp_error(state, "takes one recording, but also got \"%s\"", text);
+        if (state->arg_num > 0) cli_bad_argument("takes one recording, but also got \"%s\"", text);
         arguments->recording = text;
         return 0;
     case ARGP_KEY_END:
-        if (!arguments->recording) argp_error(state, "REC is missing: no recording given");
-        if (!arguments->output) argp_error(state, "-o DIR is missing");
+        if (!arguments->recording) cli_bad_argument("REC is missing: no recording given");
+        if (!arguments->output) cli_bad_argument("-o DIR is missing");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;

@@ -49,24 +49,24 @@ static const struct argp_option options[] = {
     {0},
 };
 
-static int parse_list(struct argp_state *state, const char *option, char *text, long *list)
+static int parse_list(const char *option, char *text, long *list)
 {
     int count = 0;
     char *rest = NULL;
     for (char *word = strtok_r(text, ",", &rest); word; word = strtok_r(NULL, ",", &rest)) {
-        if (count == LIST_MAX) argp_error(state, "%s lists more than %d values", option, LIST_MAX);
-        list[count++] = cli_number(state, option, word, 1, 1 << 26);
+        if (count == LIST_MAX) cli_bad_argument("%s lists more than %d values", option, LIST_MAX);
+        list[count++] = cli_number(option, word, 1, 1 << 26);
     }
-    if (count == 0) argp_error(state, "%s is empty", option);
+    if (count == 0) cli_bad_argument("%s is empty", option);
     return count;
 }
 
-static void parse_mask(struct argp_state *state, const char *text, bench_arguments *arguments)
+static void parse_mask(const char *text, bench_arguments *arguments)
 {
     arguments->full = strcmp(text, "causal") != 0;
     arguments->causal = strcmp(text, "full") != 0;
     if (arguments->full && arguments->causal && strcmp(text, "both") != 0)
-        argp_error(state, "--mask is \"%s\"; it takes full, causal or both", text);
+        cli_bad_argument("--mask is \"%s\"; it takes full, causal or both", text);
 }
 
 static error_t parse(int key, char *text, struct argp_state *state)
@@ -79,33 +79,33 @@ static error_t parse(int key, char *text, struct argp_state *state)
         a->filter = text;
         return 0;
     case KEY_HEAD_DIM:
-        a->head_dims = parse_list(state, "--head-dim", text, a->head_dim);
+        a->head_dims = parse_list("--head-dim", text, a->head_dim);
         return 0;
     case KEY_SEQLEN_Q:
-        a->seqlens_q = parse_list(state, "--seqlen-q", text, a->seqlen_q);
+        a->seqlens_q = parse_list("--seqlen-q", text, a->seqlen_q);
         return 0;
     case KEY_SEQLEN_KV:
-        a->seqlens_kv = parse_list(state, "--seqlen-kv", text, a->seqlen_kv);
+        a->seqlens_kv = parse_list("--seqlen-kv", text, a->seqlen_kv);
         return 0;
     case KEY_HEADS:
-        a->heads = cli_number(state, "--heads", text, 1, 65536);
+        a->heads = cli_number("--heads", text, 1, 65536);
         return 0;
     case KEY_KV_HEADS:
-        a->kv_heads = cli_number(state, "--kv-heads", text, 1, 65536);
+        a->kv_heads = cli_number("--kv-heads", text, 1, 65536);
         return 0;
     case KEY_REPEATS:
-        a->repeats = cli_number(state, "--repeats", text, 1, 10000);
+        a->repeats = cli_number("--repeats", text, 1, 10000);
         return 0;
     case KEY_MASK:
-        parse_mask(state, text, a);
+        parse_mask(text, a);
         return 0;
     case ARGP_KEY_ARG:
-        argp_error(state, "takes no argument, but got \"%s\"", text);
+        cli_bad_argument("takes no argument, but got \"%s\"", text);
         return 0;
     case ARGP_KEY_END:
         if (a->kv_heads == 0) a->kv_heads = a->heads;
         if (a->heads % a->kv_heads)
-            argp_error(state, "--kv-heads %ld does not divide --heads %ld", a->kv_heads, a->heads);
+            cli_bad_argument("--kv-heads %ld does not divide --heads %ld", a->kv_heads, a->heads);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;

@@ -49,7 +49,7 @@ static error_t parse(int key, char *text, struct argp_state *state)
         arguments->granularity = text;
         return 0;
     case KEY_MIN_TOKENS:
-        arguments->min_tokens = cli_number(state, "--min-tokens", text, 1, INT_MAX);
+        arguments->min_tokens = cli_number("--min-tokens", text, 1, INT_MAX);
         return 0;
     case ARGP_KEY_ARG:
         return ARGP_ERR_UNKNOWN; /* all at once, as ARGP_KEY_ARGS */
@@ -58,9 +58,8 @@ static error_t parse(int key, char *text, struct argp_state *state)
         arguments->recording_count = state->argc - state->next;
         return 0;
     case ARGP_KEY_END:
-        if (arguments->recording_count == 0)
-            argp_error(state, "REC is missing: no recording given");
-        if (!arguments->output) argp_error(state, "-o PROFILE is missing");
+        if (arguments->recording_count == 0) cli_bad_argument("REC is missing: no recording given");
+        if (!arguments->output) cli_bad_argument("-o PROFILE is missing");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;

@@ -18,11 +18,11 @@ static error_t parse(int key, char *text, struct argp_state *state)
     case ARGP_KEY_INIT:
         return cli_child_input(state, &arguments->common);
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0) argp_error(state, "takes one file, but also got \"%s\"", text);
+        if (state->arg_num > 0) cli_bad_argument("takes one file, but also got \"%s\"", text);
         arguments->file = text;
         return 0;
     case ARGP_KEY_END:
-        if (!arguments->file) argp_error(state, "FILE is missing");
+        if (!arguments->file) cli_bad_argument("FILE is missing");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;

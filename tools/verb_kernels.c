@@ -13,7 +13,7 @@ static error_t parse(int key, char *argument, struct argp_state *state)
     case ARGP_KEY_INIT:
         return cli_child_input(state, state->input);
     case ARGP_KEY_ARG:
-        argp_error(state, "takes no argument, but got \"%s\"", argument);
+        cli_bad_argument("takes no argument, but got \"%s\"", argument);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;

@@ -40,12 +40,12 @@ static error_t parse(int key, char *text, struct argp_state *state)
         arguments->kernel = text;
         return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0) argp_error(state, "takes one recording, but also got \"%s\"", text);
+        if (state->arg_num > 0) cli_bad_argument("takes one recording, but also got \"%s\"", text);
         arguments->recording = text;
         return 0;
     case ARGP_KEY_END:
-        if (!arguments->recording) argp_error(state, "REC is missing: no recording given");
-        if (!arguments->output) argp_error(state, "-o PACKED is missing");
+        if (!arguments->recording) cli_bad_argument("REC is missing: no recording given");
+        if (!arguments->output) cli_bad_argument("-o PACKED is missing");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;

@@ -47,13 +47,12 @@ static error_t parse(int key, char *text, struct argp_state *state)
         arguments->check = true;
         return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0) argp_error(state, "takes one file, but also got \"%s\"", text);
+        if (state->arg_num > 0) cli_bad_argument("takes one file, but also got \"%s\"", text);
         arguments->file = text;
         return 0;
     case ARGP_KEY_END:
-        if (!arguments->file)
-            argp_error(state, "REC is missing: no recording or packed file given");
-        if (!arguments->output) argp_error(state, "-o OUT is missing");
+        if (!arguments->file) cli_bad_argument("REC is missing: no recording or packed file given");
+        if (!arguments->output) cli_bad_argument("-o OUT is missing");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;

@@ -50,25 +50,25 @@ static error_t parse(int key, char *text, struct argp_state *state)
         arguments->output = text;
         return 0;
     case KEY_HEADS:
-        o->num_heads = (int32_t)cli_number(state, "--heads", text, 1, 65536);
+        o->num_heads = (int32_t)cli_number("--heads", text, 1, 65536);
         return 0;
     case KEY_KV_HEADS:
-        o->num_kv_heads = (int32_t)cli_number(state, "--kv-heads", text, 1, 65536);
+        o->num_kv_heads = (int32_t)cli_number("--kv-heads", text, 1, 65536);
         return 0;
     case KEY_HEAD_DIM:
-        o->head_dim = (int32_t)cli_number(state, "--head-dim", text, 8, 256);
+        o->head_dim = (int32_t)cli_number("--head-dim", text, 8, 256);
         return 0;
     case KEY_TOKENS:
-        o->tokens = (int32_t)cli_number(state, "--tokens", text, 1, INT32_MAX - 1);
+        o->tokens = (int32_t)cli_number("--tokens", text, 1, INT32_MAX - 1);
         return 0;
     case KEY_BATCH:
-        o->batch = (int32_t)cli_number(state, "--batch", text, 1, 1 << 20);
+        o->batch = (int32_t)cli_number("--batch", text, 1, 1 << 20);
         return 0;
     case 'l':
-        o->layers = (int32_t)cli_number(state, "--layers", text, 1, 10000);
+        o->layers = (int32_t)cli_number("--layers", text, 1, 10000);
         return 0;
     case KEY_SEED:
-        o->seed = (uint64_t)cli_number(state, "--seed", text, 0, INT64_MAX);
+        o->seed = (uint64_t)cli_number("--seed", text, 0, INT64_MAX);
         return 0;
     case KEY_FULL:
         o->causal = false;
@@ -77,12 +77,12 @@ static error_t parse(int key, char *text, struct argp_state *state)
         o->rope = true;
         return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0) argp_error(state, "takes one MODE, but also got \"%s\"", text);
+        if (state->arg_num > 0) cli_bad_argument("takes one MODE, but also got \"%s\"", text);
         o->mode = text;
         return 0;
     case ARGP_KEY_END:
-        if (!o->mode) argp_error(state, "MODE is missing; --help lists the modes");
-        if (!arguments->output) argp_error(state, "-o REC is missing");
+        if (!o->mode) cli_bad_argument("MODE is missing; --help lists the modes");
+        if (!arguments->output) cli_bad_argument("-o REC is missing");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
