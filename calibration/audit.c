@@ -314,7 +314,7 @@ static hr_status check_options(const hr_audit_options *options)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                        "repeats is %d; it must be in 1..10000, or 0 for %d", options->repeats,
                        DEFAULT_REPEATS);
-    if (options->top_k < 0)
+    if (options->top_k < 0 || options->top_k > 64)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "top_k is %d; it must be in 1..64, or 0 for %d",
                        options->top_k, DEFAULT_TOP_K);
     if ((options->recipes && options->recipe_count < 1) ||

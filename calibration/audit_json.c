@@ -358,7 +358,7 @@ hr_status hr_audit_json(const hr_audit *audit, double budget, char **out)
     if (status == HR_OK) {
         builder b = {.audit = audit};
         json_t *report = report_object(&b, budget, choice);
-        if (!b.failed) *out = json_dumps(report, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
+        if (!b.failed) *out = json_dumps(report, JSON_COMPACT | JSON_REAL_PRECISION(7));
         json_decref(report);
         if (!*out)
             status = hr_fail(HR_ERROR_OUT_OF_MEMORY,
