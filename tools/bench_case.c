@@ -86,10 +86,15 @@ static hr_tensor view(float *data, int64_t tokens, int32_t heads, int32_t head_d
     return hr_tensor_view(HR_DTYPE_F32, 3, shape, data);
 }
 
-/* Q of the last seqlen_q tokens and K, V of seqlen_kv, from one synthetic sequence. */
+static int32_t job_tokens(const job *j)
+{
+    return j->cu_q[1] > j->cu_kv[1] ? j->cu_q[1] : j->cu_kv[1];
+}
+
+/* Q of the first seqlen_q tokens and K, V of the first seqlen_kv of one synthetic sequence. */
 static int fill(job *j, const bench_case *c, int32_t heads, int32_t kv_heads)
 {
-    int32_t tokens = j->cu_q[1] > j->cu_kv[1] ? j->cu_q[1] : j->cu_kv[1];
+    int32_t tokens = job_tokens(j);
     hr_synth_options synth;
     hr_synth_options_init(&synth);
     synth.mode = "gaussian";
@@ -108,7 +113,18 @@ static int fill(job *j, const bench_case *c, int32_t heads, int32_t kv_heads)
     return CLI_OK;
 }
 
-/* Static scales come from calibrating on the inputs themselves. */
+/* Static scales come from calibrating on the inputs themselves, all tokens of each. */
+static hr_status calibrate(const job *j, hr_calibrator *calibrator, hr_profile **profile)
+{
+    int32_t tokens = job_tokens(j), head_dim = j->problem.head_dim;
+    hr_tensor q = view(j->q, tokens, j->problem.num_heads, head_dim);
+    hr_tensor k = view(j->k, tokens, j->problem.num_kv_heads, head_dim);
+    hr_tensor v = view(j->v, tokens, j->problem.num_kv_heads, head_dim);
+    hr_status status = hr_calibrator_observe(calibrator, 0, &q, &k, &v);
+    if (status == HR_OK) status = hr_calibrator_finish(calibrator, NULL, 0, profile);
+    return status;
+}
+
 static hr_status pack(job *j, const hr_tensor *q, const hr_tensor *k, const hr_tensor *v)
 {
     hr_layer_layouts layouts = hr_plan_layouts(j->plan);
@@ -120,8 +136,7 @@ static hr_status pack(job *j, const hr_tensor *q, const hr_tensor *k, const hr_t
     if (is_static) {
         hr_calibrator_options calibration = {.recipe = j->recipe};
         status = hr_calibrator_create(&calibration, &calibrator);
-        if (status == HR_OK) status = hr_calibrator_observe(calibrator, 0, q, k, v);
-        if (status == HR_OK) status = hr_calibrator_finish(calibrator, NULL, 0, &profile);
+        if (status == HR_OK) status = calibrate(j, calibrator, &profile);
         if (status == HR_OK) status = hr_profile_scales(profile, 0, &j->recipe, &scales);
     }
     if (status == HR_OK)
