@@ -1,10 +1,10 @@
 /*
  * Where scales lie and how dynamic ones are chosen; see pack_scale.h.
  *
- * The search of the 4-bit formats: I4 and U4 try their absmax (min/max) scale and that scale times
- * a falling row of clip factors. C4's levels are the optimum for a gaussian, so it also tries the
- * scale at which the group's RMS is the RMS the codebook was made for. docs/int4-formats.md has
- * what each candidate list is worth.
+ * The 4-bit formats try their absmax (U4: min/max) scale times each of a few factors: a factor
+ * below 1 clips the largest values, one above 1 can move many values nearer to a level. For C4 a
+ * scale made from the RMS, for which the codebook is optimal, gained nothing over these on gaussian
+ * values and lost much on values with outliers; docs/int4-formats.md has the figures.
  */
 #include "pack_scale.h"
 
@@ -15,44 +15,29 @@
 
 enum { LANES = 8, CHUNK = 512 };
 
-/* The outermost Lloyd-Max level of a unit gaussian with 16 levels (Max 1960, table I). */
-static const float gaussian_outer_level = 2.7326f;
+static const float scale_factors[HR_SCALE_CANDIDATES] = {1.05f, 1.0f, 0.95f, 0.9f,
+                                                         0.85f, 0.8f, 0.75f, 0.7f};
 
-static const float clip_factors[] = {1.0f, 0.95f, 0.9f, 0.85f, 0.8f, 0.75f};
-enum { CLIP_FACTORS = sizeof clip_factors / sizeof *clip_factors };
-
-static const float rms_factors[] = {0.85f, 1.0f, 1.15f};
-enum { RMS_FACTORS = sizeof rms_factors / sizeof *rms_factors };
-
-_Static_assert((int)CLIP_FACTORS + (int)RMS_FACTORS <= (int)HR_SCALE_CANDIDATES,
-               "candidate lists must fit hr_scale_group");
-
-/* Sums run in fixed lanes: the compiler may vectorize them, and every build adds alike. */
+/* Extremes are kept in lanes, so that the compiler may vectorize the loop. */
 void hr_scale_group_observe(hr_scale_group *group, const float *values, int64_t count)
 {
     float lo[LANES] = {0}, hi[LANES] = {0};
-    double squares[LANES] = {0};
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) {
         for (int lane = 0; lane < LANES; lane++) {
             float value = values[i + lane];
             lo[lane] = value < lo[lane] ? value : lo[lane];
             hi[lane] = value > hi[lane] ? value : hi[lane];
-            squares[lane] += (double)value * value;
         }
     }
     for (int lane = 0; i < count; i++, lane++) {
-        float value = values[i];
-        lo[lane] = value < lo[lane] ? value : lo[lane];
-        hi[lane] = value > hi[lane] ? value : hi[lane];
-        squares[lane] += (double)value * value;
+        lo[lane] = values[i] < lo[lane] ? values[i] : lo[lane];
+        hi[lane] = values[i] > hi[lane] ? values[i] : hi[lane];
     }
     for (int lane = 0; lane < LANES; lane++) {
         group->lo = lo[lane] < group->lo ? lo[lane] : group->lo;
         group->hi = hi[lane] > group->hi ? hi[lane] : group->hi;
-        group->sum_squares += squares[lane];
     }
-    group->count += count;
 }
 
 /* The scale for a span of values and as many steps, kept where hr_scale_is_valid holds. */
@@ -72,19 +57,14 @@ void hr_scale_group_candidates(hr_scale_group *group, hr_dtype dtype)
     group->candidates = 0;
     if (absmax == 0.0) return;
     if (dtype == HR_DTYPE_U4) span = (double)group->hi - group->lo;
-    int clips = dtype == HR_DTYPE_I4 || dtype == HR_DTYPE_U4 || dtype == HR_DTYPE_C4
-                    ? (int)CLIP_FACTORS
-                    : 1;
-    for (int i = 0; i < clips; i++)
-        group->candidate[group->candidates++] = valid_scale(dtype, span * clip_factors[i], steps);
-    if (dtype == HR_DTYPE_C4) {
-        double outer = sqrt(group->sum_squares / (double)group->count) * gaussian_outer_level;
-        for (int i = 0; i < RMS_FACTORS; i++)
-            group->candidate[group->candidates++] =
-                valid_scale(dtype, outer * rms_factors[i], steps);
+    if (hr_dtype_bits(dtype) != 4) {
+        group->candidate[group->candidates++] = valid_scale(dtype, span, steps);
+        return;
     }
-    for (int i = 0; i < group->candidates; i++)
+    for (int i = 0; i < HR_SCALE_CANDIDATES; i++) {
+        group->candidate[group->candidates++] = valid_scale(dtype, span * scale_factors[i], steps);
         group->error[i] = 0.0;
+    }
 }
 
 /* Squared rounding errors in units of the scale, for integers in [lo, hi]. */
@@ -118,6 +98,7 @@ static void codebook_errors(const float *values, int count, float inverse, float
     }
 }
 
+/* Added in lanes, for the vectorizer; the same on every machine. */
 static double sum_lanes(const float *squares, int count)
 {
     double lanes[LANES] = {0}, sum = 0.0;
@@ -157,8 +138,6 @@ void hr_scale_group_merge(hr_scale_group *group, const hr_scale_group *other)
 {
     group->lo = other->lo < group->lo ? other->lo : group->lo;
     group->hi = other->hi > group->hi ? other->hi : group->hi;
-    group->sum_squares += other->sum_squares;
-    group->count += other->count;
     for (int i = 0; i < group->candidates; i++)
         group->error[i] += other->error[i];
 }

@@ -21,12 +21,10 @@
 
 #include "headroom/pack.h"
 
-enum { HR_SCALE_CANDIDATES = 10 };
+enum { HR_SCALE_CANDIDATES = 8 };
 
 typedef struct hr_scale_group {
     float lo, hi; /* least and greatest value, zero included */
-    double sum_squares;
-    int64_t count;
     int candidates;
     float candidate[HR_SCALE_CANDIDATES];
     double error[HR_SCALE_CANDIDATES]; /* sum of squared errors under each candidate */
