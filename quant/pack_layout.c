@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "status_internal.h"
+#include "transform.h"
 
 enum { VNNI_TILE = 64, VNNI_V_CHANNELS = 16, HEAD_ALIGNMENT = 64, HEAD_SLACK = 64 };
 
@@ -27,6 +28,8 @@ const char *hr_layout_name(hr_layout layout)
 
 hr_status hr_layout_parse(const char *name, hr_layout *out)
 {
+    if (!name || !out)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "layout parse: name or out is NULL");
     for (int layout = 0; layout < HR_LAYOUT_COUNT; layout++) {
         if (strcmp(name, layout_names[layout]) == 0) {
             *out = (hr_layout)layout;
@@ -101,29 +104,40 @@ void hr_layout_measure(hr_packed *packed)
 }
 
 /*
- * Where the code of token `token` (0..63 of its tile) and channel `channel` lies in a VNNI tile.
+ * Where codes lie in a VNNI tile: that of token i (0..63) and channel c is at
+ * tile[token_offset(layout, channels, i) + channel[c]].
  */
-static size_t vnni_index(hr_layout layout, int32_t head_dim, int32_t token, int32_t channel)
+typedef struct tile_map {
+    size_t channel[HR_HEAD_DIM_MAX];
+    size_t channels; /* head_dim with its padding */
+    uint8_t added;   /* VNNI_K holds code + 128 */
+} tile_map;
+
+static tile_map map_tile(hr_layout layout, int32_t head_dim)
 {
-    if (layout == HR_LAYOUT_VNNI_K)
-        return (size_t)(channel / 4) * VNNI_TILE * 4 + (size_t)token * 4 + (size_t)(channel % 4);
-    size_t quad = (size_t)(token % 16 / 4 * 4 + token / 16);
-    size_t channels = round_up((size_t)head_dim, VNNI_V_CHANNELS);
-    return (quad * channels + (size_t)channel) * 4 + (size_t)(token % 4);
+    tile_map map = {.channels = round_up((size_t)head_dim, VNNI_V_CHANNELS),
+                    .added = layout == HR_LAYOUT_VNNI_K ? 128 : 0};
+    for (size_t c = 0; c < (size_t)head_dim; c++)
+        map.channel[c] = layout == HR_LAYOUT_VNNI_K ? c / 4 * (VNNI_TILE * 4) + c % 4 : c * 4;
+    return map;
 }
 
-/* VNNI_K holds code + 128: what is added to a signed code to make the byte stored. */
-static uint8_t stored_offset(hr_layout layout)
+static size_t token_offset(hr_layout layout, size_t channels, size_t token)
 {
-    return layout == HR_LAYOUT_VNNI_K ? 128 : 0;
+    if (layout == HR_LAYOUT_VNNI_K) return token * 4;
+    size_t quad = token % 16 / 4 * 4 + token / 16;
+    return quad * channels * 4 + token % 4;
 }
 
-/* The tile that holds token `token` of sequence `sequence`. */
-static size_t tile_offset(const hr_packed *packed, int32_t head, int32_t sequence, int64_t token)
+/* Where token i of a sequence has its tile_map's origin, from the start of all codes. */
+static size_t token_origin(const hr_packed *packed, const tile_map *map, int32_t head,
+                           int32_t sequence, int64_t i)
 {
-    size_t tile = (size_t)((packed->slot_offset[sequence] + token) / VNNI_TILE);
-    return (size_t)head * packed->head_bytes +
-           tile * hr_layout_tile_bytes(packed->layout, packed->recipe.dtype, packed->head_dim);
+    size_t slot = (size_t)(packed->slot_offset[sequence] + i);
+    size_t tile_bytes =
+        hr_layout_tile_bytes(packed->layout, packed->recipe.dtype, packed->head_dim);
+    return (size_t)head * packed->head_bytes + slot / VNNI_TILE * tile_bytes +
+           token_offset(packed->layout, map->channels, slot % VNNI_TILE);
 }
 
 void hr_layout_from_rows(hr_packed *packed, int32_t head, const uint8_t *rows)
@@ -135,18 +149,17 @@ void hr_layout_from_rows(hr_packed *packed, int32_t head, const uint8_t *rows)
                (size_t)packed->total_tokens * hr_layout_row_bytes(packed->recipe.dtype, head_dim));
         return;
     }
-    uint8_t offset = stored_offset(packed->layout);
-    size_t head_codes = (size_t)(packed->total_slots / VNNI_TILE) *
-                        hr_layout_tile_bytes(packed->layout, packed->recipe.dtype, head_dim);
-    memset(codes + (size_t)head * packed->head_bytes, offset, head_codes);
+    const tile_map map = map_tile(packed->layout, head_dim);
+    memset(codes + (size_t)head * packed->head_bytes, map.added,
+           (size_t)(packed->total_slots / VNNI_TILE) *
+               hr_layout_tile_bytes(packed->layout, packed->recipe.dtype, head_dim));
     for (int32_t b = 0; b < packed->batch; b++) {
         int64_t first = packed->cu_seqlens[b], length = packed->cu_seqlens[b + 1] - first;
         for (int64_t i = 0; i < length; i++) {
             const uint8_t *row = rows + (size_t)(first + i) * (size_t)head_dim;
-            uint8_t *tile = codes + tile_offset(packed, head, b, i);
+            uint8_t *origin = codes + token_origin(packed, &map, head, b, i);
             for (int32_t c = 0; c < head_dim; c++)
-                tile[vnni_index(packed->layout, head_dim, (int32_t)(i % VNNI_TILE), c)] =
-                    (uint8_t)(row[c] + offset);
+                origin[map.channel[c]] = (uint8_t)(row[c] + map.added);
         }
     }
 }
@@ -160,16 +173,14 @@ void hr_layout_to_rows(const hr_packed *packed, int32_t head, uint8_t *rows)
                (size_t)packed->total_tokens * hr_layout_row_bytes(packed->recipe.dtype, head_dim));
         return;
     }
-    uint8_t offset = stored_offset(packed->layout);
+    const tile_map map = map_tile(packed->layout, head_dim);
     for (int32_t b = 0; b < packed->batch; b++) {
         int64_t first = packed->cu_seqlens[b], length = packed->cu_seqlens[b + 1] - first;
         for (int64_t i = 0; i < length; i++) {
             uint8_t *row = rows + (size_t)(first + i) * (size_t)head_dim;
-            const uint8_t *tile = codes + tile_offset(packed, head, b, i);
+            const uint8_t *origin = codes + token_origin(packed, &map, head, b, i);
             for (int32_t c = 0; c < head_dim; c++)
-                row[c] = (uint8_t)(tile[vnni_index(packed->layout, head_dim,
-                                                   (int32_t)(i % VNNI_TILE), c)] -
-                                   offset);
+                row[c] = (uint8_t)(origin[map.channel[c]] - map.added);
         }
     }
 }

@@ -55,6 +55,7 @@ Test(layout, names_parse_back)
     hr_layout layout;
     cr_assert_eq(hr_layout_parse("columns", &layout), HR_ERROR_NOT_FOUND);
     cr_assert(strstr(hr_last_error(), "vnni_k"));
+    cr_assert_eq(hr_layout_parse(NULL, &layout), HR_ERROR_INVALID_ARGUMENT);
     cr_assert_eq(hr_layout_tile_tokens(HR_LAYOUT_ROWS), 1);
     cr_assert_eq(hr_layout_tile_tokens(HR_LAYOUT_VNNI_K), 64);
     cr_assert_eq(hr_layout_tile_tokens(HR_LAYOUT_VNNI_V), 64);
