@@ -4,8 +4,8 @@
  *
  *     error = |A(q, unpack(pack(k)), unpack(pack(v))) - A(q, k, v)| / |A(q, k, v)|
  *
- * for 4096 keys of N(0,1), and for the recording named as the argument, where the transforms of K
- * matter. Usage: int4_formats [RECORDING.safetensors]. docs/int4-formats.md has its output.
+ * without arguments for synthetic activations; for a recording, when one is named:
+ * int4_formats [RECORDING.safetensors]. docs/int4-formats.md has its output.
  */
 #include <math.h>
 #include <stdio.h>
@@ -14,7 +14,12 @@
 
 #include "headroom/headroom.h"
 
-enum { QUERIES = 256, KEYS = 4096, HEADS = 2 };
+enum { QUERIES = 256, HEADS = 2, TRANSFORMS = 4, DTYPES = 3, GRANULARITIES = 5 };
+
+static const char *const dtypes[DTYPES] = {"i4", "u4", "c4"};
+static const char *const granularities[GRANULARITIES] = {"head", "token", "group64", "group32",
+                                                         "group16"};
+static const char *const transforms[TRANSFORMS] = {"none", "mean", "hadamard", "mean+hadamard"};
 
 /* Q, K and V of one layer and the exact output. */
 typedef struct layer_data {
@@ -37,25 +42,6 @@ static void *allocate(int64_t count, size_t size)
         exit(1);
     }
     return memory;
-}
-
-static double uniform(uint64_t *state)
-{
-    uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15); /* SplitMix64 */
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return ((double)((z ^ (z >> 31)) >> 11) + 1.0) * 0x1p-53;
-}
-
-static hr_tensor gaussian(uint64_t *state, int64_t tokens, int64_t head_dim)
-{
-    int64_t count = tokens * HEADS * head_dim;
-    float *values = allocate(count, sizeof *values);
-    for (int64_t i = 0; i < count; i++) {
-        double radius = sqrt(-2.0 * log(uniform(state)));
-        values[i] = (float)(radius * cos(6.283185307179586 * uniform(state)));
-    }
-    return hr_tensor_view(HR_DTYPE_F32, 3, (int64_t[]){tokens, HEADS, head_dim}, values);
 }
 
 static double *attend(const layer_data *data, const hr_tensor *k, const hr_tensor *v)
@@ -90,18 +76,6 @@ static double relative_l2(const layer_data *data, const hr_tensor *k, const hr_t
     return sqrt(error / total);
 }
 
-/* Errors from K alone, V alone and both. */
-static void measure(const layer_data *data, const hr_recipe *recipe, double error[3])
-{
-    hr_tensor k = through_codes(data, HR_OPERAND_K, &recipe->k, &data->k);
-    hr_tensor v = through_codes(data, HR_OPERAND_V, &recipe->v, &data->v);
-    error[0] = relative_l2(data, &k, &data->v);
-    error[1] = relative_l2(data, &data->k, &v);
-    error[2] = relative_l2(data, &k, &v);
-    free(k.data);
-    free(v.data);
-}
-
 static hr_recipe recipe_for(const char *dtype, const char *granularity, const char *transform)
 {
     char text[HR_RECIPE_NAME_BYTES];
@@ -113,39 +87,108 @@ static hr_recipe recipe_for(const char *dtype, const char *granularity, const ch
     return recipe;
 }
 
-static const char *const dtypes[] = {"i4", "u4", "c4"};
-static const char *const granularities[] = {"head", "token", "group64", "group32", "group16"};
-enum { DTYPES = 3, GRANULARITIES = 5 };
-
-static void measure_gaussian(int32_t head_dim)
+/* The first QUERIES queries of a synthetic layer against all of its keys, not causal. */
+static layer_data synthesize(const char *mode, int32_t keys, int32_t head_dim, int32_t bounds[4])
 {
-    static const int32_t bounds_q[] = {0, QUERIES}, bounds_kv[] = {0, KEYS};
-    uint64_t state = 1;
-    layer_data data = {.q = gaussian(&state, QUERIES, head_dim),
-                       .k = gaussian(&state, KEYS, head_dim),
-                       .v = gaussian(&state, KEYS, head_dim)};
+    hr_synth_options options;
+    hr_synth_options_init(&options);
+    options.mode = mode;
+    options.num_heads = options.num_kv_heads = HEADS;
+    options.head_dim = head_dim;
+    options.tokens = keys;
+    float *values[3];
+    for (int i = 0; i < 3; i++)
+        values[i] = allocate((int64_t)keys * HEADS * head_dim, sizeof **values);
+    if (hr_synth_fill(&options, 0, values[0], values[1], values[2]) != HR_OK) fail(mode);
+    const int64_t q_shape[] = {QUERIES, HEADS, head_dim}, kv_shape[] = {keys, HEADS, head_dim};
+    layer_data data = {.q = hr_tensor_view(HR_DTYPE_F32, 3, q_shape, values[0]),
+                       .k = hr_tensor_view(HR_DTYPE_F32, 3, kv_shape, values[1]),
+                       .v = hr_tensor_view(HR_DTYPE_F32, 3, kv_shape, values[2])};
     hr_attention_problem_init(&data.problem, HEADS, HEADS, head_dim);
+    bounds[0] = bounds[2] = 0;
+    bounds[1] = QUERIES;
+    bounds[3] = keys;
     data.problem.batch = 1;
-    data.problem.cu_seqlens_q = bounds_q;
-    data.problem.cu_seqlens_kv = bounds_kv;
+    data.problem.cu_seqlens_q = bounds;
+    data.problem.cu_seqlens_kv = bounds + 2;
     data.exact = attend(&data, &data.k, &data.v);
-    printf("\n### N(0,1), %d keys, head_dim %d\n\n", KEYS, head_dim);
+    return data;
+}
+
+static void free_synthetic(layer_data *data)
+{
+    free(data->q.data);
+    free(data->k.data);
+    free(data->v.data);
+    free(data->exact);
+}
+
+/* Formats against granularities, with the shares of K and V. */
+static void print_formats(int32_t keys, int32_t head_dim)
+{
+    int32_t bounds[4];
+    layer_data data = synthesize("gaussian", keys, head_dim, bounds);
+    printf("\n### N(0,1), %d keys, head_dim %d\n\n", keys, head_dim);
     printf(
         "| scale per | format | bits | K alone | V alone | K and V |\n|---|---|---|---|---|---|\n");
     for (int g = 0; g < GRANULARITIES; g++) {
         for (int d = 0; d < DTYPES; d++) {
             hr_recipe recipe = recipe_for(dtypes[d], granularities[g], "none");
-            double error[3];
-            measure(&data, &recipe, error);
+            hr_tensor k = through_codes(&data, HR_OPERAND_K, &recipe.k, &data.k);
+            hr_tensor v = through_codes(&data, HR_OPERAND_V, &recipe.v, &data.v);
             printf("| %s | %s | %.2f | %.4f | %.4f | %.4f |\n", granularities[g], dtypes[d],
-                   hr_recipe_kv_bits(&recipe, head_dim), error[0], error[1], error[2]);
+                   hr_recipe_kv_bits(&recipe, head_dim), relative_l2(&data, &k, &data.v),
+                   relative_l2(&data, &data.k, &v), relative_l2(&data, &k, &v));
             fflush(stdout);
+            free(k.data);
+            free(v.data);
         }
     }
-    free(data.q.data);
-    free(data.k.data);
-    free(data.v.data);
-    free(data.exact);
+    free_synthetic(&data);
+}
+
+/* Rows of scales and formats, columns of K's transforms: mean error over layers, and the worst. */
+static void print_transforms(const char *title, const layer_data *layers, int32_t count)
+{
+    static const char *const scales[] = {"token", "group32"};
+    printf("\n### %s\n\n| scale per | format |", title);
+    for (int t = 0; t < TRANSFORMS; t++)
+        printf(" %s |", transforms[t]);
+    printf("\n|---|---|---|---|---|---|\n");
+    for (int row = 0; row < 2 * DTYPES; row++) {
+        printf("| %s | %s |", scales[row / DTYPES], dtypes[row % DTYPES]);
+        for (int t = 0; t < TRANSFORMS; t++) {
+            hr_recipe recipe =
+                recipe_for(dtypes[row % DTYPES], scales[row / DTYPES], transforms[t]);
+            double mean = 0.0, worst = 0.0;
+            for (int32_t i = 0; i < count; i++) {
+                hr_tensor k = through_codes(&layers[i], HR_OPERAND_K, &recipe.k, &layers[i].k);
+                hr_tensor v = through_codes(&layers[i], HR_OPERAND_V, &recipe.v, &layers[i].v);
+                double error = relative_l2(&layers[i], &k, &v);
+                mean += error / count;
+                worst = fmax(worst, error);
+                free(k.data);
+                free(v.data);
+            }
+            if (count > 1)
+                printf(" %.4f (%.4f) |", mean, worst);
+            else
+                printf(" %.4f |", mean);
+            fflush(stdout);
+        }
+        printf("\n");
+    }
+}
+
+static void print_mode(const char *mode, int32_t keys, int32_t head_dim)
+{
+    int32_t bounds[4];
+    char title[80];
+    layer_data data = synthesize(mode, keys, head_dim, bounds);
+    snprintf(title, sizeof title, "%s, %d keys, head_dim %d, by K's transform", mode, keys,
+             head_dim);
+    print_transforms(title, &data, 1);
+    free_synthetic(&data);
 }
 
 static layer_data load_layer(const hr_recording *recording, int32_t index)
@@ -164,35 +207,19 @@ static layer_data load_layer(const hr_recording *recording, int32_t index)
     return data;
 }
 
-static void measure_recording(const char *path)
+static void print_recording(const char *path)
 {
-    static const char *const transforms[] = {"none", "mean", "hadamard", "mean+hadamard"};
-    static const char *const scales[] = {"token", "group16"};
     hr_recording *recording;
     if (hr_recording_open(path, &recording) != HR_OK) fail("recording");
     hr_recording_info info = hr_recording_get_info(recording);
     layer_data *layers = allocate(info.layer_count, sizeof *layers);
     for (int32_t i = 0; i < info.layer_count; i++)
         layers[i] = load_layer(recording, i);
-    printf("\n### %s, %lld tokens, %d layers, head_dim %d: mean (worst) layer\n\n", info.model,
-           (long long)info.total_tokens, info.layer_count, layers[0].problem.head_dim);
-    printf("| scale per | format | K's transform | K alone | V alone | K and V |\n");
-    printf("|---|---|---|---|---|---|\n");
-    for (int c = 0; c < 2 * DTYPES * 4; c++) {
-        const char *scale = scales[c / (DTYPES * 4)], *dtype = dtypes[c / 4 % DTYPES];
-        hr_recipe recipe = recipe_for(dtype, scale, transforms[c % 4]);
-        double mean[3] = {0}, worst[3] = {0};
-        for (int32_t i = 0; i < info.layer_count; i++) {
-            double error[3];
-            measure(&layers[i], &recipe, error);
-            for (int e = 0; e < 3; e++) {
-                mean[e] += error[e] / info.layer_count;
-                worst[e] = fmax(worst[e], error[e]);
-            }
-        }
-        printf("| %s | %s | %s | %.4f (%.4f) | %.4f (%.4f) | %.4f (%.4f) |\n", scale, dtype,
-               transforms[c % 4], mean[0], worst[0], mean[1], worst[1], mean[2], worst[2]);
-    }
+    char title[240];
+    snprintf(title, sizeof title, "%s, %lld tokens, head_dim %d: mean (worst) of %d layers",
+             info.model, (long long)info.total_tokens, layers[0].problem.head_dim,
+             info.layer_count);
+    print_transforms(title, layers, info.layer_count);
     for (int32_t i = 0; i < info.layer_count; i++)
         free(layers[i].exact);
     free(layers);
@@ -205,8 +232,15 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: int4_formats [RECORDING.safetensors]\n");
         return 2;
     }
-    measure_gaussian(64);
-    measure_gaussian(128);
-    if (argc == 2) measure_recording(argv[1]);
+    if (argc == 2) {
+        print_recording(argv[1]);
+        return 0;
+    }
+    print_formats(4096, 64);
+    print_formats(4096, 128);
+    print_mode("sparse-outliers", 1024, 64);
+    print_mode("outlier-channels", 1024, 64);
+    print_mode("mean-bias", 1024, 64);
+    print_mode("sink", 1024, 64);
     return 0;
 }
