@@ -1,0 +1,189 @@
+/*
+ * The scalar functions of the integer kernels' specification (kernels/cpu/integer_softmax.h):
+ * errors measured on dense grids, exactness where it is promised, and the order of sums.
+ */
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "cpu/integer_softmax.h"
+
+/* Largest relative error of exp2_255 or exp2 over [-100, 0]. */
+static double worst_exp2(float (*function)(float), double scale)
+{
+    double worst = 0;
+    for (int64_t i = 0; i <= 100 * 65536; i++) {
+        float z = -(float)i / 65536;
+        double error = fabs((double)function(z) / (scale * exp2((double)z)) - 1);
+        if (!(error <= worst)) worst = error;
+    }
+    return worst;
+}
+
+static float exp2_255(float z)
+{
+    return hr_integer_exp2_255(z);
+}
+
+static float exp2_1(float z)
+{
+    return hr_integer_exp2(z);
+}
+
+Test(integer_softmax, exp2_is_within_its_error)
+{
+    double weights = worst_exp2(exp2_255, 255), factors = worst_exp2(exp2_1, 1);
+    cr_assert(weights <= 3.1e-6 && weights >= 2e-6, "relative error %.3g", weights);
+    cr_assert(factors <= 3.1e-6 && factors >= 2e-6, "relative error %.3g", factors);
+}
+
+Test(integer_softmax, exp2_is_exact_at_integers)
+{
+    for (int n = 0; n <= 100; n++) {
+        cr_assert_eq(hr_integer_exp2((float)-n), ldexpf(1, -n));
+        cr_assert_eq(hr_integer_exp2_255((float)-n), ldexpf(255, -n));
+    }
+}
+
+Test(integer_softmax, exp2_stops_at_its_lower_end)
+{
+    const float below[] = {-100, -100.5f, -150, -1000, -0x1p123f, -INFINITY, NAN};
+    for (size_t i = 0; i < sizeof below / sizeof below[0]; i++) {
+        cr_assert_eq(hr_integer_exp2(below[i]), 0x1p-100f);
+        cr_assert_eq(hr_integer_exp2_255(below[i]), 255 * 0x1p-100f);
+    }
+}
+
+/* A larger z never gives a smaller power, but for the rounding of one operation. */
+static void check_step(float *previous, float z)
+{
+    float value = hr_integer_exp2_255(z);
+    cr_assert(value >= nextafterf(*previous, 0), "at %a", (double)z);
+    if (value > *previous) *previous = value;
+}
+
+/* Every float around the seams of the polynomial pieces, and a grid in between. */
+Test(integer_softmax, exp2_does_not_decrease)
+{
+    for (int half = 0; half < 40; half++) {
+        float z = -(float)half / 2;
+        float from = z, previous = 0;
+        for (int i = 0; i < 20000; i++)
+            from = nextafterf(from, -INFINITY);
+        for (float at = from; at <= 0 && at < z + 0.002f; at = nextafterf(at, INFINITY))
+            check_step(&previous, at);
+    }
+    float previous = 0;
+    for (int64_t i = -(INT64_C(101) << 17); i <= 0; i++)
+        check_step(&previous, (float)i / (1 << 17));
+    cr_assert_eq(previous, 255);
+}
+
+Test(integer_softmax, weights_round_to_nearest_even)
+{
+    cr_assert_eq(hr_integer_round(0.5f), 0);
+    cr_assert_eq(hr_integer_round(1.5f), 2);
+    cr_assert_eq(hr_integer_round(2.5f), 2);
+    cr_assert_eq(hr_integer_round(254.5f), 254);
+    cr_assert_eq(hr_integer_round(nextafterf(254.5f, 255)), 255);
+    cr_assert_eq(hr_integer_round(255), 255);
+    cr_assert_eq(hr_integer_round(0x1p-92f), 0);
+    cr_assert_eq(hr_integer_round(-32512), -32512); /* fixed-point codes use it too */
+}
+
+Test(integer_softmax, log2_is_within_its_error)
+{
+    double worst = 0;
+    for (uint32_t bits = 0x3f800000; bits < 0x40000000; bits += 3) { /* [1, 2) */
+        float w = hr_integer_float(bits);
+        double error = fabs((double)hr_integer_log2(w) - log2((double)w));
+        if (!(error <= worst)) worst = error;
+    }
+    cr_assert(worst <= 5e-7, "absolute error %.3g in [1, 2)", worst);
+    for (int n = -64; n <= 0; n++) {
+        cr_assert_eq(hr_integer_log2(ldexpf(1, n)), n);
+        for (int i = 1; i < 4096; i++) {
+            float w = ldexpf(1 + (float)i / 4096, n);
+            /* the exponent's own rounding on top */
+            double bound = 5e-7 + 0x1p-24 * fabs(log2((double)w));
+            double error = fabs((double)hr_integer_log2(w) - log2((double)w));
+            cr_assert(error <= bound, "log2(%a) is %.3g off", (double)w, error);
+        }
+    }
+}
+
+/* What makes fma(1.5 * 2^23 + S, k, -(1.5 * 2^23 * k)) equal S * k rounded once. */
+Test(integer_softmax, rounded_key_scales_multiply_the_magic_number_exactly)
+{
+    const int32_t sums[] = {0, 1, -1, 77777, -4129024, 4129024, 1234567, -4194303};
+    for (uint32_t bits = 0x33000000; bits < 0x40000000; bits += 9973) {
+        float k = hr_integer_round22(hr_integer_float(bits));
+        cr_assert(fabs((double)k / (double)hr_integer_float(bits) - 1) <= 0x1p-22);
+        float product = HR_INTEGER_MAGIC * k;
+        cr_assert_eq((double)product, (double)HR_INTEGER_MAGIC * (double)k, "k = %a", (double)k);
+        for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++) {
+            float accumulator =
+                hr_integer_float(hr_integer_bits(HR_INTEGER_MAGIC) + (uint32_t)sums[i]);
+            cr_assert_eq(fmaf(accumulator, k, -product), (float)sums[i] * k);
+        }
+    }
+    cr_assert_eq(hr_integer_round22(1 + 0x1p-23f), 1);            /* down */
+    cr_assert_eq(hr_integer_round22(1 + 0x1p-22f), 1);            /* tie to even */
+    cr_assert_eq(hr_integer_round22(1 + 0x3p-22f), 1 + 0x1p-20f); /* tie to even */
+    cr_assert_eq(hr_integer_round22(nextafterf(2, 0)), 2);        /* carries out */
+    cr_assert_eq(hr_integer_round22(0), 0);
+}
+
+Test(integer_softmax, exponents_of_normal_and_denormal_scales)
+{
+    cr_assert_eq(hr_integer_exponent(1), 0);
+    cr_assert_eq(hr_integer_exponent(nextafterf(1, 0)), -1);
+    cr_assert_eq(hr_integer_exponent(0x1.fffffep127f), 127);
+    cr_assert_eq(hr_integer_exponent(0x1p-149f), -149);
+    cr_assert_eq(hr_integer_exponent(0x3p-149f), -148);
+}
+
+Test(integer_softmax, row_factors_are_bounded)
+{
+    cr_assert_eq(hr_integer_tile_factor(3, 2), 12);
+    cr_assert_eq(hr_integer_tile_factor(1e38 * 1e38, 127), 0x1p100f);
+    cr_assert_eq(hr_integer_tile_factor(1e-76, -149), 0);
+}
+
+/* The sixteen lanes as a tree of halves: 2^24 absorbs a single 1, but not 1 + 1. */
+Test(integer_softmax, lanes_are_summed_as_a_tree_of_halves)
+{
+    const hr_kernel_args args = {.sink = -INFINITY};
+    float pairs_first[16] = {[0] = 0x1p24f, [4] = 1, [12] = 1};
+    cr_assert_eq(hr_integer_finish(&args, 0, 0, pairs_first, 0), (float)(1 / (0x1p24 + 2)));
+    float absorbed[16] = {[0] = 0x1p24f, [4] = 1, [8] = 1};
+    cr_assert_eq(hr_integer_finish(&args, 0, 0, absorbed, 0), (float)(1 / 0x1p24));
+    float quarters[16] = {[0] = 0x1p24f, [2] = 1, [6] = 1};
+    cr_assert_eq(hr_integer_finish(&args, 0, 0, quarters, 0), (float)(1 / (0x1p24 + 2)));
+}
+
+Test(integer_softmax, finish_gives_lse_bias_and_sink)
+{
+    float lse = 0;
+    hr_kernel_args args = {.sink = -INFINITY, .lse = &lse};
+    const float none[16] = {0}, one[16] = {[3] = 255};
+    cr_assert_eq(hr_integer_finish(&args, 0, -INFINITY, none, 0.5), 0);
+    cr_assert_eq(lse, -INFINITY);
+    cr_assert_eq(hr_integer_finish(&args, 0, 3, one, 0.5), 1 / 255.0f);
+    cr_assert_float_eq(lse, 3 * HR_INTEGER_LN2 + 0.5, 1e-6);
+
+    args.sink = 2;
+    cr_assert_eq(hr_integer_finish(&args, 0, -INFINITY, none, 0.5), 0);
+    cr_assert_eq(lse, 2);
+    /* logits: 3 ln 2 + bias for the key, 2 for the sink */
+    double key = exp(3 * HR_INTEGER_LN2 + 0.5), sink = exp(2);
+    float factor = hr_integer_finish(&args, 0, 3, one, 0.5);
+    cr_assert_float_eq(lse, log(key + sink), 1e-6);
+    cr_assert_float_eq(255 * factor, key / (key + sink), 1e-6);
+
+    args.sink = 0x1p127f; /* drowns the keys; 2^1000 stands for everything beyond */
+    cr_assert_eq(hr_integer_finish(&args, 0, 3, one, 0), 0);
+    cr_assert(isfinite(lse));
+    args.sink = -0x1p127f;
+    cr_assert_eq(hr_integer_finish(&args, 0, 3, one, 0), 1 / 255.0f);
+}
