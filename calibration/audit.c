@@ -390,11 +390,11 @@ void hr_audit_free(hr_audit *audit)
     free(audit);
 }
 
-/* A config is preferred for fewer bits, then for speed. */
-static bool preferred(const hr_audit_config *a, const hr_audit_config *b)
+/* Fewer bits are preferred, then the smaller error on this head; of equals, the first stays. */
+static bool preferred(const hr_audit_config *a, const hr_audit_config *b, int32_t head)
 {
     if (a->kv_bits != b->kv_bits) return a->kv_bits < b->kv_bits;
-    return a->timing.median_ms < b->timing.median_ms;
+    return a->heads[head].total.rel_l2 < b->heads[head].total.rel_l2;
 }
 
 hr_status hr_audit_choose(const hr_audit *audit, double budget, int32_t *choice)
@@ -407,7 +407,7 @@ hr_status hr_audit_choose(const hr_audit *audit, double budget, int32_t *choice)
         for (int32_t c = 0; c < audit->config_count; c++) {
             const hr_audit_config *config = &audit->configs[c];
             if (!(config->heads[h].total.rel_l2 <= budget)) continue;
-            if (choice[h] < 0 || preferred(config, &audit->configs[choice[h]])) choice[h] = c;
+            if (choice[h] < 0 || preferred(config, &audit->configs[choice[h]], h)) choice[h] = c;
         }
     }
     return HR_OK;

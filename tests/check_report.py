@@ -151,18 +151,22 @@ def worst_problems(report):
 
 def choose(report, budget):
     """{(layer, head): config or None}, and the heads that rounding of figures could change."""
-    ranked = sorted(report["configs"], key=lambda c: (c["kv_bits"], c["timing"]["median_ms"]))
-    errors = {config["id"]: head_errors(config) for config in ranked}
+    configs = report["configs"]
+    errors = {config["id"]: head_errors(config) for config in configs}
     choice, close = {}, set()
-    for head in errors[ranked[0]["id"]]:
-        choice[head] = None
-        for config in ranked:
-            error = errors[config["id"]][head]
-            if error is not None and abs(error - budget) <= SLACK * budget:
+    for head in errors[configs[0]["id"]]:
+        figures = [(config, errors[config["id"]][head]) for config in configs]
+        figures = [(config, error) for config, error in figures if error is not None]
+        if any(abs(error - budget) <= SLACK * budget for _, error in figures):
+            close.add(head)
+        # min keeps the first of equals, which is the rule's last word.
+        within = [(config, error) for config, error in figures if error <= budget]
+        chosen = min(within, key=lambda pair: (pair[0]["kv_bits"], pair[1]), default=(None, None))
+        choice[head] = chosen[0]
+        for config, error in within:
+            rival = config is not chosen[0] and config["kv_bits"] == chosen[0]["kv_bits"]
+            if rival and 0 < error - chosen[1] <= SLACK * error:
                 close.add(head)
-            if error is not None and error <= budget:
-                choice[head] = config
-                break
     return choice, close
 
 

@@ -243,7 +243,6 @@ def pareto(configs):
 
 
 def choose(configs, budget):
-    ranked = sorted(configs, key=lambda config: (config["kv_bits"], config["timing"]["median_ms"]))
     heads, bits = [], []
     for index, layer in enumerate(configs[0]["layers"]):
         for row in layer["heads"]:
@@ -254,11 +253,14 @@ def choose(configs, budget):
                 "rel_l2": None,
                 "kv_bits": 32,
             }
-            for config in ranked:
+            within = []
+            for config in configs:
                 error = config["layers"][index]["heads"][row["head"]]["scores"]["total"]["rel_l2"]
                 if error is not None and error <= budget:
-                    choice.update(config=config["id"], rel_l2=error, kv_bits=config["kv_bits"])
-                    break
+                    within.append((config["kv_bits"], error, config["id"]))
+            if within:
+                fewest = min(within, key=lambda entry: entry[:2])
+                choice.update(kv_bits=fewest[0], rel_l2=fewest[1], config=fewest[2])
             heads.append(choice)
             bits.append(choice["kv_bits"])
     chosen = [head["config"] for head in heads]

@@ -13,7 +13,9 @@ fi
 headroom=$1 recording=$2 folder=$3
 
 step() {
-    printf '\n$ %s\n' "$*"
+    printf '\n$'
+    printf ' %q' "$@"
+    printf '\n'
     "$@"
 }
 
@@ -23,6 +25,6 @@ step "$headroom" pack "$recording" --profile "$folder/profile.safetensors" \
     -o "$folder/packed.safetensors"
 step "$headroom" run "$recording" --profile "$folder/profile.safetensors" --check \
     -o "$folder/output.safetensors"
-step "$headroom" audit "$recording" --profile "$folder/profile.safetensors" --recipe all \
-    -o "$folder"
+step "$headroom" audit "$recording" --observer absmax,percentile:99.99,mse \
+    --recipe 'all fp8:qk.transform=hadamard int4:kv.granularity=group16' -o "$folder"
 printf '\nThe report: %s\n' "$(cd "$folder" && pwd)/report.html"

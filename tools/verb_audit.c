@@ -28,7 +28,7 @@ static const struct argp_option options[] = {
     {"profile", 'p', "PROFILE", 0,
      "Profile with static scales (default: calibrate on the recording itself)", 0},
     {"recipe", 'r', "LIST", 0,
-     "Recipes separated by spaces or semicolons, or all: every preset (default)", 0},
+     "Recipes separated by spaces or semicolons; all stands for every preset (default)", 0},
     {"observer", 'b', "LIST", 0,
      "Observers for static scales, separated by commas (default absmax)", 0},
     {"budget", KEY_BUDGET, "X", 0,
@@ -78,17 +78,34 @@ static error_t parse(int key, char *text, struct argp_state *state)
     }
 }
 
+static int add_recipe(const hr_recipe *recipe, hr_recipe *recipes, int32_t *count)
+{
+    if (*count == LIST_MAX) return cli_usage("--recipe lists more than %d recipes", LIST_MAX);
+    recipes[(*count)++] = *recipe;
+    return CLI_OK;
+}
+
+/* No text leaves the list empty, which is the library's word for all presets. */
 static int parse_recipes(char *text, hr_recipe *recipes, int32_t *count)
 {
-    *count = 0;
-    if (!text || strcmp(text, "all") == 0) return CLI_OK; /* the library's default */
     char *rest = NULL;
-    for (char *word = strtok_r(text, "; ", &rest); word; word = strtok_r(NULL, "; ", &rest)) {
-        if (*count == LIST_MAX) return cli_usage("--recipe lists more than %d recipes", LIST_MAX);
-        if (hr_recipe_parse(word, &recipes[(*count)++]) != HR_OK)
-            return cli_usage("--recipe: %s", hr_last_error());
+    int code = CLI_OK;
+    *count = 0;
+    for (char *word = text ? strtok_r(text, "; ", &rest) : NULL; word && code == CLI_OK;
+         word = strtok_r(NULL, "; ", &rest)) {
+        hr_recipe recipe;
+        if (strcmp(word, "all") == 0) {
+            for (int i = 0; i < hr_recipe_preset_count() && code == CLI_OK; i++)
+                code = add_recipe(hr_recipe_preset(i), recipes, count);
+        } else if (hr_recipe_parse(word, &recipe) != HR_OK) {
+            code = cli_usage("--recipe: %s", hr_last_error());
+        } else {
+            code = add_recipe(&recipe, recipes, count);
+        }
     }
-    return *count > 0 ? CLI_OK : cli_usage("--recipe is empty; give recipes or all");
+    if (code == CLI_OK && text && *count == 0)
+        return cli_usage("--recipe is empty; give recipes, or all for every preset");
+    return code;
 }
 
 static int parse_observers(char *text, const char **observers, int32_t *count)
@@ -127,25 +144,58 @@ static void worst_head(const hr_audit *audit, const hr_audit_config *config, int
     *rel_l2 = worst;
 }
 
+static int widest_id(const hr_audit *audit)
+{
+    int widest = 0;
+    for (int32_t c = 0; c < audit->config_count; c++) {
+        int width = (int)strlen(audit->configs[c].id);
+        if (width > widest) widest = width;
+    }
+    return widest;
+}
+
 static void print_table(const hr_audit *audit)
 {
-    printf("%-26s %-12s %5s %9s %8s %6s  %8s %8s %8s %9s  %s\n", "recipe", "kernel isa", "bits",
-           "ms", "GOP/s", "x bf16", "e_quant", "e_kernel", "e_total", "cosine", "worst head");
+    int width = widest_id(audit);
+    printf("%-*s %-10s %5s %9s %8s %6s  %8s %8s %8s %9s  %s\n", width, "recipe/observer", "isa",
+           "bits", "ms", "GOP/s", "x bf16", "e_quant", "e_kernel", "e_total", "cosine",
+           "worst head");
     for (int32_t c = 0; c < audit->config_count; c++) {
         const hr_audit_config *config = &audit->configs[c];
         const hr_audit_scores *s = &config->summary;
         int layer = 0, head = 0;
         double worst;
         worst_head(audit, config, &layer, &head, &worst);
-        printf("%-26s %-12s %5.2f %9.3f %8.1f %6.2f  %8.2e %8.2e %8.2e %9.6f  layer %d head %d "
+        printf("%-*s %-10s %5.2f %9.3f %8.1f %6.2f  %8.2e %8.2e %8.2e %9.6f  layer %d head %d "
                "(%.2e)\n",
-               config->id, hr_isa_name(config->kernel->isa), config->kv_bits,
+               width, config->id, hr_isa_name(config->kernel->isa), config->kv_bits,
                config->timing.median_ms, config->timing.gops, config->timing.x_baseline,
                s->quant.rel_l2, s->kernel.rel_l2, s->total.rel_l2, s->total.cosine, layer, head,
                worst);
     }
     printf("Errors are relative L2 of O; times are medians of %d, attention alone, %d threads.\n",
            audit->configs[0].timing.repeats, audit->threads);
+}
+
+static int32_t count_choice(const int32_t *choice, int32_t heads, int32_t config)
+{
+    int32_t count = 0;
+    for (int32_t h = 0; h < heads; h++)
+        count += choice[h] == config;
+    return count;
+}
+
+/* The config after `last` in the order of bits, then of index; -1 for `last` gives the first. */
+static int32_t next_by_bits(const hr_audit *audit, int32_t last)
+{
+    const hr_audit_config *configs = audit->configs;
+    int32_t next = -1;
+    for (int32_t c = 0; c < audit->config_count; c++) {
+        bool after = last < 0 || configs[c].kv_bits > configs[last].kv_bits ||
+                     (configs[c].kv_bits == configs[last].kv_bits && c > last);
+        if (after && (next < 0 || configs[c].kv_bits < configs[next].kv_bits)) next = c;
+    }
+    return next;
 }
 
 static int print_choice(const hr_audit *audit, double budget)
@@ -158,17 +208,14 @@ static int print_choice(const hr_audit *audit, double budget)
         return cli_fail_library(NULL);
     }
     printf("\nWithin a relative L2 error of %g, of %d heads:\n", budget, heads);
-    for (int32_t c = -1; c < audit->config_count; c++) {
-        int32_t count = 0;
-        for (int32_t h = 0; h < heads; h++)
-            count += choice[h] == c;
-        if (count == 0) continue;
-        if (c < 0)
-            printf("  %4d cannot live with any of these recipes\n", count);
-        else
-            printf("  %4d live with %s (%.2f bits)\n", count, audit->configs[c].id,
-                   audit->configs[c].kv_bits);
+    for (int32_t c = next_by_bits(audit, -1); c >= 0; c = next_by_bits(audit, c)) {
+        int32_t count = count_choice(choice, heads, c);
+        if (count > 0)
+            printf("  %4d live with %5.2f bits: %s\n", count, audit->configs[c].kv_bits,
+                   audit->configs[c].id);
     }
+    int32_t unmet = count_choice(choice, heads, -1);
+    if (unmet > 0) printf("  %4d cannot live with any of these recipes\n", unmet);
     free(choice);
     return CLI_OK;
 }

@@ -110,8 +110,8 @@ HR_API void hr_audit_free(hr_audit *audit);
 
 /*
  * The answer to "how few bits can each head live with": for every head the config of fewest kv_bits
- * (ties: fastest) whose e_total rel_l2 is <= budget. choice has head_offset[layer_count] entries,
- * an index into configs, or -1 when none but the originals would do.
+ * (ties: least error) whose e_total rel_l2 is <= budget. choice has head_offset[layer_count]
+ * entries, an index into configs, or -1 when none but the originals would do.
  */
 HR_API hr_status hr_audit_choose(const hr_audit *audit, double budget,
                                  int32_t *choice) HR_NODISCARD;

@@ -61,20 +61,29 @@ function buildModel(report) {
     return { ...config, index, key: keyOf(index), scores, errors, onFront: front.has(config.id) };
   });
   const ranked = [...configs].sort((a, b) =>
-    a.kv_bits - b.kv_bits || a.timing.median_ms - b.timing.median_ms || a.index - b.index
+    a.kv_bits - b.kv_bits || a.index - b.index
   );
   paintConfigs(configs);
   return { report, heads, kvHeads, configs, ranked, domains: new Map() };
 }
 
 /*
- * The config each head can live with: fewest bits first, then fastest. A comparison with NaN is
- * false, so a head without a finite error never meets a budget.
+ * The config each head can live with: fewest bits first, then least error, then first in the report. A
+ * comparison with NaN is false, so a head without a finite error never meets a budget.
  */
+function chooseForHead(model, budget, index) {
+  let chosen = null;
+  for (const config of model.ranked) {
+    if (!(config.errors[index] <= budget)) continue;
+    if (!chosen) chosen = config;
+    if (config.kv_bits > chosen.kv_bits) break;
+    if (config.errors[index] < chosen.errors[index]) chosen = config;
+  }
+  return chosen;
+}
+
 function choose(model, budget) {
-  const byHead = model.heads.map((head) =>
-    model.ranked.find((config) => config.errors[head.index] <= budget) || null
-  );
+  const byHead = model.heads.map((head) => chooseForHead(model, budget, head.index));
   const counts = model.configs.map(() => 0);
   let unmet = 0, worst = 0;
   byHead.forEach((config, index) => {
