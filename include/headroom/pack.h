@@ -85,8 +85,8 @@ typedef struct hr_pack_options {
     const int32_t *cu_seqlens; /* [batch + 1], from 0 to total_tokens, non-decreasing */
     /*
      * Static scales from a profile, in the recipe's granularity: TENSOR [1], HEAD [heads], CHANNEL
-     * [heads, head_dim]. Required unless the recipe says dynamic; other granularities cannot be
-     * static.
+     * [heads, head_dim]. Required unless the recipe says dynamic, and then NULL; other
+     * granularities cannot be static.
      */
     const float *static_scale;
     /* K with HR_TRANSFORM_MEAN: [heads, head_dim]; NULL computes the mean of the tokens given. */
@@ -129,7 +129,7 @@ HR_API hr_status hr_unpack_original(const hr_packed *packed, float *out) HR_NODI
 HR_API hr_status hr_packed_relayout(const hr_packed *packed, hr_layout layout,
                                     hr_packed *out) HR_NODISCARD;
 
-/* Bytes of codes for the real tokens plus scales: what a cache would hold. */
+/* Bytes of codes for the real tokens plus scales and zero points: what a cache would hold. */
 HR_API int64_t hr_packed_bytes(const hr_packed *packed);
 
 /*
