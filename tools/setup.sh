@@ -3,7 +3,7 @@
 #
 #     tools/setup.sh build    compiler, CMake 3.25 or later, Ninja, jansson, xxhash
 #     tools/setup.sh test     and Criterion, Python with jsonschema, Chromium (Debian)
-#     tools/setup.sh ci       and clang, its OpenMP runtime and clang-format 14
+#     tools/setup.sh ci       and clang, its OpenMP and sanitizer runtimes, clang-format 14
 #
 # Asks for things, not for packages, so what came from elsewhere counts; nothing is downloaded when
 # nothing is missing. Packages come from apt, as root or through sudo; otherwise their names are
@@ -65,6 +65,7 @@ missing_packages() {
 
     has clang || echo clang
     has clang-format-14 || echo clang-format-14
+    compiles clang -fsanitize=address <<<'int main(void) { return 0; }' || echo libclang-rt-dev
     compiles clang -fopenmp <<<$'#include <omp.h>\nint main(void) { return 0; }' || echo libomp-dev
 }
 

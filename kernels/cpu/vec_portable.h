@@ -109,7 +109,9 @@ static inline void vec_transpose(vec rows[VEC_WIDTH])
 
 static inline vec vec_load_bf16(const uint16_t *source)
 {
-    return (vec)(vec_bits){source[0] << 16, source[1] << 16, source[2] << 16, source[3] << 16};
+    typedef uint32_t words __attribute__((vector_size(16)));
+    words bits = {source[0], source[1], source[2], source[3]};
+    return (vec)(bits << 16);
 }
 
 static inline vec vec_load_e4m3(const uint8_t *source)
