@@ -3,7 +3,7 @@
 #
 #     tools/demo.sh HEADROOM RECORDING FOLDER
 #
-# Shows each command before it runs, and last where the report is.
+# Shows each command before it runs; the audit says where the report is.
 set -euo pipefail
 
 if [ $# -ne 3 ]; then
@@ -27,4 +27,3 @@ step "$headroom" run "$recording" --profile "$folder/profile.safetensors" --chec
     -o "$folder/output.safetensors"
 step "$headroom" audit "$recording" --observer absmax,percentile:99.99,mse \
     --recipe 'all fp8:qk.transform=hadamard int4:kv.granularity=group16' -o "$folder"
-printf '\nThe report: %s\n' "$(cd "$folder" && pwd)/report.html"
