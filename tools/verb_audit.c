@@ -173,8 +173,8 @@ static void print_table(const hr_audit *audit)
                s->quant.rel_l2, s->kernel.rel_l2, s->total.rel_l2, s->total.cosine, layer, head,
                worst);
     }
-    printf("Errors are relative L2 of O; times are medians of %d, attention alone, %d threads.\n",
-           audit->configs[0].timing.repeats, audit->threads);
+    printf("Errors are relative L2 of O; times are medians of %d, attention alone, %d thread%s.\n",
+           audit->configs[0].timing.repeats, audit->threads, audit->threads == 1 ? "" : "s");
 }
 
 static int32_t count_choice(const int32_t *choice, int32_t heads, int32_t config)

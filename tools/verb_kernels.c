@@ -69,7 +69,7 @@ static void print_row(const hr_kernel_info *kernel, bool runnable)
     snprintf(formats, sizeof formats, "%s.%s.%s.%s", hr_dtype_name(kernel->q_dtype),
              hr_dtype_name(kernel->k_dtype), hr_dtype_name(kernel->v_dtype),
              hr_dtype_name(kernel->p_dtype));
-    printf("%-30s %-11s %-5s %-20s %3d x %-4d %s\n", kernel->name, hr_isa_name(kernel->isa),
+    printf("%-37s %-11s %-5s %-20s %3d x %-4d %s\n", kernel->name, hr_isa_name(kernel->isa),
            runnable ? "yes" : "no", formats, kernel->tile_q, kernel->tile_kv, features);
 }
 
@@ -94,7 +94,7 @@ int verb_kernels(int argc, char **argv)
                                   kernel_object(hr_kernel_at(i), mask >> hr_kernel_at(i)->isa & 1));
         return cli_print_json(json_pack("{so}", "kernels", rows));
     }
-    printf("%-30s %-11s %-5s %-20s %-10s %s\n", "kernel", "isa", "here", "q.k.v.p", "tile q x kv",
+    printf("%-37s %-11s %-5s %-20s %-10s %s\n", "kernel", "isa", "here", "q.k.v.p", "tile q x kv",
            "features");
     for (int i = 0; i < hr_kernel_count(); i++)
         print_row(hr_kernel_at(i), mask >> hr_kernel_at(i)->isa & 1);
