@@ -13,9 +13,9 @@
  * integer kernels (P in U8) turn codes under group scales into fixed point; half a unit h of either
  * operand adds softmax_scale (h_q |k_j|_1 + h_k |q|_1 + head_dim h_q h_k).
  * 2. Weights before rounding. Relative error of exp(s_j - m): the logit's, the subtraction's
- *    u |s_j - m|, the exponential's own, four roundings a tile when tiles are joined, and the FP32
+ *    u |s_j - m|, the exponential's own, six roundings a tile when tiles are joined, and the FP32
  *    sums over a tile's keys:
- *        E_j = (e^D_j - 1) + exp_error + u (4 max |s| + 4 tiles + tile_kv + 8)
+ *        E_j = (e^D_j - 1) + exp_error + u (4 max |s| + 6 tiles + tile_kv + 8)
  * 3. P. Rounding is relative to the largest weight M_t of the row's keys in the tile:
  *        R_j = p_relative w_j + p_absolute M_t
  *    A format of b significant bits rounds by at most 2^-b of the value: 2^-8 for BF16, 2^-4 for
@@ -204,7 +204,7 @@ static inline void bound_row(const bound_input *in, const key_facts *keys, doubl
     const error_model *model = &in->model;
     const int32_t head_dim = in->problem->head_dim, tile = model->tile_kv;
     const int32_t tiles = (state->hi - 1) / tile - state->lo / tile + 1;
-    const double joined = UNIT * (4 * state->largest + 4 * tiles + tile + 8);
+    const double joined = UNIT * (4 * state->largest + 6 * tiles + tile + 8);
     double total = 8 * UNIT; /* T */
     if (sink > -INFINITY)
         total += exp(sink - lse) * (joined + 4 * UNIT * (fabs(sink) + fabs(bias)));

@@ -84,18 +84,36 @@ FLOAT_INLINE float row_bias(const hr_kernel_args *args, int32_t row)
     return args->lse_bias ? args->softmax_scale * args->lse_bias[row] : 0;
 }
 
-FLOAT_INLINE logit_rule row_rule(const hr_kernel_args *args, const key_tile *tile, int32_t row,
-                                 int32_t first_key)
+/* K has one scale for all keys, which then belongs to the row's factor. */
+FLOAT_INLINE bool keys_share_scale(const hr_kernel_args *args)
+{
+    return args->k.granularity != HR_GRANULARITY_TOKEN &&
+           args->k.granularity != HR_GRANULARITY_BLOCK;
+}
+
+/* What a row's dot products are multiplied by, key scales aside. */
+FLOAT_INLINE float row_factor(const hr_kernel_args *args, int32_t row)
 {
     float scale = args->softmax_scale * token_scale(&args->q, row);
-    if (!tile->column_scale) scale *= token_scale(&args->k, 0);
-    logit_rule rule = {.scale = scale * LOG2E,
+    if (keys_share_scale(args)) scale *= token_scale(&args->k, 0);
+    return args->softcap != 0 ? scale / args->softcap : scale * LOG2E;
+}
+
+/* Floating Q is multiplied by its row's factor when loaded; integer Q stays exact. */
+FLOAT_INLINE bool folds_factor(float_formats formats)
+{
+    return formats.qk != HR_DTYPE_I8;
+}
+
+FLOAT_INLINE logit_rule row_rule(const hr_kernel_args *args, const key_tile *tile,
+                                 float_formats formats, int32_t row, int32_t first_key)
+{
+    logit_rule rule = {.scale = folds_factor(formats) ? 1 : row_factor(args, row),
                        .column_scale = tile->column_scale,
                        .alibi_slope = args->alibi_slope * LOG2E,
                        .diagonal = (float)((int64_t)row + args->shift - first_key)};
     if (tile->column_scale) rule.column_scale += first_key - tile->begin;
     if (args->softcap != 0) {
-        rule.scale = scale / args->softcap;
         rule.bias = row_bias(args, row) / args->softcap;
         rule.softcap = args->softcap * LOG2E;
     }
@@ -159,29 +177,24 @@ FLOAT_INLINE void apply_softmax(const hr_kernel_args *args, const float_workspac
                                 row_values *alpha, row_values *beta)
 {
     row_values max = {{0}}, largest = {{0}};
-    float scale[ROWS];
     memcpy(max.row, work->max + offset, (size_t)rows * sizeof(float));
     for (int32_t i = 0; i < rows; i++) {
         float *x = work->weights + i * formats.tile_kv;
-        logit_rule rule = row_rule(args, tile, args->q_begin + offset + i, tile->begin + begin);
         largest.row[i] = -INFINITY;
         if (span->lo[i] >= span->hi[i]) continue;
-        scale[i] = rule.scale;
-        if (!is_plain(&rule)) {
-            apply_rule(x, columns, &rule);
-            scale[i] = 1;
-        }
-        largest.row[i] =
-            mask_and_maximum(x, columns, span->lo[i] - begin, span->hi[i] - begin) * scale[i];
+        const int32_t row = args->q_begin + offset + i;
+        logit_rule rule = row_rule(args, tile, formats, row, tile->begin + begin);
+        if (!is_identity(&rule)) apply_rule(x, columns, &rule);
+        largest.row[i] = mask_and_maximum(x, columns, span->lo[i] - begin, span->hi[i] - begin);
     }
-    join_maxima(&max, &largest, formats.p == HR_DTYPE_E4M3 ? 1.0f / 448 : 1, alpha, beta);
+    join_maxima(&max, &largest, 1 / largest_weight(formats.p), alpha, beta);
     memcpy(work->max + offset, max.row, (size_t)rows * sizeof(float));
     for (int32_t i = 0; i < rows; i++) {
         float *x = work->weights + i * formats.tile_kv, sum = 0;
         if (span->lo[i] >= span->hi[i])
             memset(x, 0, (size_t)columns * sizeof *x);
         else
-            sum = apply_weights(x, columns, scale[i], largest.row[i], formats.p);
+            sum = apply_weights(x, columns, largest.row[i], formats.p);
         work->sum[offset + i] = work->sum[offset + i] * alpha->row[i] + sum * beta->row[i];
     }
 }
@@ -257,8 +270,7 @@ FLOAT_INLINE key_tile load_tile(const hr_kernel_args *args, const float_workspac
     load_keys(formats.qk, &args->k, begin, count, args->head_dim, work->keys, formats.tile_kv);
     /* A weight of 0 times a value that is not finite is NaN: update_output has to know. */
     tile.finite = load_rows(formats.v, &args->v, begin, count, args->head_dim, true, work->values);
-    if (args->k.granularity == HR_GRANULARITY_TOKEN ||
-        args->k.granularity == HR_GRANULARITY_BLOCK) {
+    if (!keys_share_scale(args)) {
         for (int32_t j = 0; j < count; j++)
             work->column_scale[j] = token_scale(&args->k, begin + j);
         tile.column_scale = work->column_scale;
@@ -271,6 +283,13 @@ FLOAT_INLINE void start_rows(const hr_kernel_args *args, const float_workspace *
 {
     const int32_t channels = padded_channels(args->head_dim);
     load_rows(formats.qk, &args->q, args->q_begin, rows, args->head_dim, false, work->q);
+    for (int32_t i = 0; i < rows && folds_factor(formats); i++) {
+        const vec factor = vec_set(row_factor(args, args->q_begin + i));
+        for (int32_t channel = 0; channel < channels; channel += VEC_WIDTH) {
+            float *q = work->q + i * channels + channel;
+            vec_store(q, vec_mul(vec_load(q), factor));
+        }
+    }
     memset(work->o, 0, (size_t)rows * (size_t)channels * sizeof(float));
     for (int32_t i = 0; i < rows; i++) {
         /* Smoothing shifted every logit but the sink's, unless the bias was put back for the cap.
