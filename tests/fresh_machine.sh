@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The README's commands on a machine that has only Debian's base system, git and make: debootstraps
 # one into a temporary folder, clones the last commit into it and runs `make demo` and `make test`
-# there, as root, in a chroot with its own mounts and processes. Needs root, debootstrap, git and
-# about 3 GB; takes 5 to 10 minutes. Not part of ctest.
+# there, as root, in a chroot with its own mounts and processes. Before that a user who may not
+# install anything must be told what is missing. Needs root, debootstrap, git and about 3 GB; takes 5
+# to 10 minutes. Not part of ctest.
 #
 #     sudo tests/fresh_machine.sh [SUITE [MIRROR]]      default: bookworm, deb.debian.org
 #
-# HEADROOM_KEEP=1 leaves the folder there and says where it is.
+# HEADROOM_TARGETS=demo runs only that one. HEADROOM_KEEP=1 leaves the folder and says where it is.
 set -euo pipefail
 
 suite=${1:-bookworm}
@@ -19,6 +20,7 @@ for command in debootstrap git unshare; do
 done
 
 root=$(mktemp -d /var/tmp/headroom-fresh.XXXXXX)
+chmod 755 "$root"
 finish() {
     if [ "${HEADROOM_KEEP:-}" = 1 ]; then
         echo "fresh_machine: left in $root"
@@ -33,23 +35,36 @@ debootstrap --variant=minbase --include=ca-certificates,git,make "$suite" "$root
     >"$root.log" || { tail -n 20 "$root.log" >&2; exit 1; }
 rm "$root.log"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
-git -c safe.directory='*' clone -q --no-hardlinks "$source" "$root/root/headroom"
+git -c safe.directory='*' clone -q --no-hardlinks "$source" "$root/srv/headroom"
+
+# What runs inside.
+cat >"$root/srv/try" <<'TRY'
+set -euo pipefail
+cd /srv/headroom
+echo "=== make demo, as nobody"
+if su nobody -s /bin/bash -c 'make demo' >/tmp/nobody 2>&1; then
+    echo "FAIL: nobody could run it" >&2
+    exit 1
+fi
+cat /tmp/nobody
+grep -q 'missing packages: build-essential cmake' /tmp/nobody
+for target in "$@"; do
+    echo "=== make $target"
+    SECONDS=0
+    make "$target"
+    echo "=== make $target: $SECONDS s"
+done
+test -s build/demo/report.json
+test -s build/demo/report.html
+TRY
 
 # The mounts live in a namespace of their own and go with its last process.
+# shellcheck disable=SC2016,SC2086
 unshare --mount --pid --fork --kill-child bash -euo pipefail -c '
     mount -t proc proc "$1/proc"
     mount --rbind /dev "$1/dev"
     mount -t tmpfs tmpfs "$1/dev/shm"
     exec chroot "$1" /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
-        HEADROOM_EXPECT="${HEADROOM_EXPECT:-}" bash -euo pipefail -c "
-            cd /root/headroom
-            for target in demo test demo; do
-                echo \"=== make \$target\"
-                SECONDS=0
-                make \$target
-                echo \"=== make \$target: \$SECONDS s\"
-            done
-            test -s build/demo/report.json
-            test -s build/demo/report.html"
-' namespace "$root"
+        HEADROOM_EXPECT="${HEADROOM_EXPECT:-}" bash /srv/try "${@:2}"
+' namespace "$root" ${HEADROOM_TARGETS:-demo test}
 echo "=== passed"
