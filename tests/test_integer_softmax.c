@@ -145,9 +145,9 @@ Test(integer_softmax, exponents_of_normal_and_denormal_scales)
 
 Test(integer_softmax, row_factors_are_bounded)
 {
-    cr_assert_eq(hr_integer_tile_factor(3, 2), 12);
-    cr_assert_eq(hr_integer_tile_factor(1e38 * 1e38, 127), 0x1p100f);
-    cr_assert_eq(hr_integer_tile_factor(1e-76, -149), 0);
+    cr_assert_eq(hr_integer_tile_factor(3, 4), 12);
+    cr_assert_eq(hr_integer_tile_factor(1e38 * 1e38, 0x1p127), 0x1p100f);
+    cr_assert_eq(hr_integer_tile_factor(1e-76, 0x1p-149), 0);
 }
 
 /* The sixteen lanes as a tree of halves: 2^24 absorbs a single 1, but not 1 + 1. */

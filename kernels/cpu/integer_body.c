@@ -117,7 +117,7 @@ static float make_logits(const body *b, int32_t index, int32_t lo, int32_t hi, f
     const hr_kernel_args *args = b->args;
     const row_state *row = &b->row[index];
     const hr_integer_tile *tile = &b->tile;
-    const float a = hr_integer_tile_factor(row->factor, tile->f);
+    const float a = hr_integer_tile_factor(row->factor, ldexp(1, tile->f));
     const float slope = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E);
     const int64_t diagonal = (int64_t)args->q_begin + index + args->shift - b->first;
     float largest = -INFINITY;

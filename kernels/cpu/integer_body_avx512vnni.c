@@ -2,16 +2,15 @@
  * The integer family on AVX-512 VNNI: integer_softmax.h restated in vectors. A task of 96 rows
  * walks the tiles of 256 keys; in each, groups of six rows do
  *
- *     x [6][256]  = bits of 1.5 * 2^23 + S          micro_qk, for each 64 keys that are not masked
- *     x, M        = logits                          two fma and one max for 16 keys
- *     P, s        = weights, row sums               12 operations for 16 keys
- *     T [6][64]   = P . V                           micro_pv, for each 64 channels
+ *     x [6][256]  = logits, M          micro_qk_logits, for each 64 keys that some row sees
+ *     P, s        = weights, row sums
+ *     T [6][64]   = P . V              micro_pv, for each 64 channels
  *     O           = T * beta + O * alpha
  *
  * Everything but K and V stays in the first-level cache during a group; K and V of a tile (32 KiB
  * at head_dim 64) stay in the second-level cache for the sixteen groups. The limit is the two
- * vector ports, which multiply and softmax share: at head_dim 64, 32 multiplies for 15 other
- * operations.
+ * vector ports, which multiplies and softmax share: for 16 logits, head_dim / 2 multiplies and 17
+ * others (1 start of the sums, 3 logits, 12 weights, 1 output), so 65% at head_dim 64, 79% at 128.
  */
 #include "integer_body_avx512vnni.h"
 
@@ -25,8 +24,7 @@ enum {
     GROUPS = HR_INTEGER_VNNI_ROWS / ROWS,
     SUBTILE = HR_INTEGER_VNNI_TILE,
     SUBTILES = HR_INTEGER_TILE / SUBTILE,
-    X_STRIDE = HR_INTEGER_TILE + 16, /* rows 4 KiB apart would stall loads behind stores */
-    GROUP_LANES = 16                 /* one group's scalars fill part of one vector */
+    GROUP_LANES = 16 /* one group's scalars fill part of one vector */
 };
 
 #define ALIGNED __attribute__((aligned(64)))
@@ -41,19 +39,27 @@ typedef struct group_state {
     ALIGNED double factor[GROUP_LANES];
     ALIGNED int32_t init[GROUP_LANES]; /* bits of 1.5 * 2^23, less 128 times the sum of q */
     int32_t lo[ROWS], hi[ROWS];        /* keys a row sees */
-    int32_t group_lo, group_hi;        /* keys any row of the group sees */
+    int32_t any_lo, any_hi;            /* keys that some row of the group sees are in here */
+    int32_t common_lo, common_hi;      /* keys that every row sees are those in here */
 } group_state;
 
-typedef struct task {
-    ALIGNED float x[ROWS][X_STRIDE];
+/* A group on its way through the steps of one tile. */
+typedef struct passage {
     ALIGNED uint8_t p[SUBTILES][ROWS][SUBTILE];
-    ALIGNED int32_t t[ROWS][HR_MICRO_COLUMNS];
-    ALIGNED float k[HR_INTEGER_TILE];
-    ALIGNED float k_magic[HR_INTEGER_TILE]; /* -(1.5 * 2^23 * k) */
-    ALIGNED float u[HR_INTEGER_TILE];
-    ALIGNED float r[HR_INTEGER_TILE];
     ALIGNED float largest[GROUP_LANES], alpha[GROUP_LANES], beta[GROUP_LANES];
     ALIGNED float alpha_o[GROUP_LANES], beta_o[GROUP_LANES];
+    group_state *group;
+    int32_t first_row;
+    int begin, end; /* subtiles [begin, end) hold keys that some row sees */
+} passage;
+
+typedef struct task {
+    ALIGNED float x[SUBTILES][ROWS][SUBTILE];
+    passage passage[2];
+    ALIGNED int32_t t[ROWS][HR_MICRO_COLUMNS];
+    ALIGNED float lanes[ROWS][16]; /* the group's largest logits by lanes */
+    ALIGNED float k_scale[HR_INTEGER_TILE], v_scale[HR_INTEGER_TILE];
+    micro_columns columns[SUBTILES];
     group_state group[GROUPS];
     const hr_kernel_args *args;
     int32_t head_dim, channels; /* channels: head_dim rounded up to 16 */
@@ -78,7 +84,7 @@ size_t hr_integer_attention_avx512vnni_scratch(int32_t head_dim)
  * z[] = scale * 2^max(z[], -100) for n vectors side by side: one vector is a chain of nine
  * dependent operations, and eight of them fill both ports while each waits for its own.
  */
-INLINE void exp2_of(__m512 z[], int n, const float scaled[5])
+INLINE void exp2_of(__m512 z[], int n, const float coefficient[5])
 {
     __m512 f[8], p[8];
 #pragma GCC unroll 8
@@ -89,7 +95,8 @@ INLINE void exp2_of(__m512 z[], int n, const float scaled[5])
         f[i] = _mm512_reduce_ps(z[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++)
-        p[i] = _mm512_fmadd_ps(f[i], _mm512_set1_ps(scaled[4]), _mm512_set1_ps(scaled[3]));
+        p[i] =
+            _mm512_fmadd_ps(f[i], _mm512_set1_ps(coefficient[4]), _mm512_set1_ps(coefficient[3]));
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++)
         z[i] = _mm512_sub_ps(z[i], f[i]);
@@ -97,7 +104,7 @@ INLINE void exp2_of(__m512 z[], int n, const float scaled[5])
     for (int c = 2; c >= 0; c--)
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++)
-            p[i] = _mm512_fmadd_ps(p[i], f[i], _mm512_set1_ps(scaled[c]));
+            p[i] = _mm512_fmadd_ps(p[i], f[i], _mm512_set1_ps(coefficient[c]));
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++)
         z[i] = _mm512_scalef_ps(p[i], z[i]);
@@ -148,22 +155,25 @@ static float gather_scales(const task *t, const hr_kernel_operand *operand, floa
 /* Step 1, and a of step 2 when F has changed. */
 static void prepare_tile(task *t)
 {
-    int32_t f = hr_integer_exponent(gather_scales(t, &t->args->k, t->k));
-    int32_t e = hr_integer_exponent(gather_scales(t, &t->args->v, t->r));
+    const int32_t f = hr_integer_exponent(gather_scales(t, &t->args->k, t->k_scale));
+    const int32_t e = hr_integer_exponent(gather_scales(t, &t->args->v, t->v_scale));
     const __m512 minus_f = _mm512_set1_ps((float)-f), minus_e = _mm512_set1_ps((float)-e);
     for (int32_t j = 0; j < HR_INTEGER_TILE; j += 16) {
-        __m512 k = round22(_mm512_scalef_ps(_mm512_load_ps(t->k + j), minus_f));
-        _mm512_store_ps(t->k + j, k);
-        _mm512_store_ps(t->k_magic + j, _mm512_mul_ps(k, _mm512_set1_ps(-HR_INTEGER_MAGIC)));
-        __m512 w = _mm512_scalef_ps(_mm512_load_ps(t->r + j), minus_e);
+        micro_columns *columns = &t->columns[j / SUBTILE];
+        const int32_t at = j % SUBTILE;
+        __m512 k = round22(_mm512_scalef_ps(_mm512_load_ps(t->k_scale + j), minus_f));
+        __m512 w = _mm512_scalef_ps(_mm512_load_ps(t->v_scale + j), minus_e);
         w = _mm512_max_ps(w, _mm512_set1_ps(HR_INTEGER_MIN_V));
-        _mm512_store_ps(t->u + j, log2_of(w));
-        _mm512_store_ps(t->r + j, _mm512_div_ps(_mm512_set1_ps(1.0f), w));
+        _mm512_store_ps(columns->k + at, k);
+        _mm512_store_ps(columns->k_magic + at, _mm512_mul_ps(k, _mm512_set1_ps(-HR_INTEGER_MAGIC)));
+        _mm512_store_ps(columns->u + at, log2_of(w));
+        _mm512_store_ps(columns->r + at, _mm512_div_ps(_mm512_set1_ps(1.0f), w));
     }
     if (t->first == t->args->kv_begin || f != t->f) {
+        const double unit = ldexp(1, f);
         for (int32_t g = 0; g < t->groups; g++)
-            for (int r = 0; r < ROWS; r++)
-                t->group[g].a[r] = hr_integer_tile_factor(t->group[g].factor[r], f);
+            for (int r = 0; r < GROUP_LANES; r++)
+                t->group[g].a[r] = hr_integer_tile_factor(t->group[g].factor[r], unit);
     }
     t->f = f;
     t->e = (float)e;
@@ -178,69 +188,123 @@ INLINE uint64_t visible_bits(int32_t lo, int32_t hi, int32_t first)
     return (~UINT64_C(0) >> (64 - (to - from))) << from;
 }
 
-/* Step 3 for 64 keys; x in place, largest[r] by lanes. */
-INLINE void make_logits(task *t, const group_state *group, int subtile, __m512 largest[ROWS],
-                        bool masked)
+/* Are there keys of this subtile that some row of the group does not see? */
+INLINE bool is_masked(const task *t, const group_state *group, int subtile)
 {
     const int32_t first = t->first + subtile * SUBTILE;
-    __m512 a[ROWS];
-    uint64_t visible[ROWS];
-#pragma GCC unroll 6
+    return group->common_lo > first || group->common_hi < first + SUBTILE;
+}
+
+/* The subtiles with keys for the group; false when there are none. */
+static bool enter_tile(task *t, int32_t g, passage *w)
+{
+    const int32_t lo = t->group[g].any_lo - t->first, hi = t->group[g].any_hi - t->first;
+    w->group = &t->group[g];
+    w->first_row = g * ROWS;
+    w->begin = lo > 0 ? lo / SUBTILE : 0;
+    w->end = hi < HR_INTEGER_TILE ? (hi + SUBTILE - 1) / SUBTILE : SUBTILES;
+    return w->begin < w->end;
+}
+
+/* Step 3 on the sums of micro_qk, for 64 keys that not every row sees: the others are -inf. */
+static void make_masked_logits(task *t, const group_state *group, int subtile)
+{
+    const micro_columns *columns = &t->columns[subtile];
     for (int r = 0; r < ROWS; r++) {
-        a[r] = _mm512_set1_ps(group->a[r]);
-        visible[r] = masked ? visible_bits(group->lo[r], group->hi[r], first) : 0;
-    }
-    for (int c = 0; c < SUBTILE / 16; c++) {
-        const int32_t j = subtile * SUBTILE + c * 16;
-        const __m512 k = _mm512_load_ps(t->k + j), k_magic = _mm512_load_ps(t->k_magic + j);
-        const __m512 u = _mm512_load_ps(t->u + j);
-#pragma GCC unroll 6
-        for (int r = 0; r < ROWS; r++) {
-            __m512 x = _mm512_fmadd_ps(_mm512_load_ps(t->x[r] + j), k, k_magic);
-            x = _mm512_fmadd_ps(x, a[r], u);
-            if (masked) {
-                __mmask16 mask = (__mmask16)(visible[r] >> (c * 16));
-                x = _mm512_mask_blend_ps(mask, _mm512_set1_ps(-INFINITY), x);
-            }
-            largest[r] = _mm512_max_ps(largest[r], x);
-            _mm512_store_ps(t->x[r] + j, x);
+        const uint64_t visible =
+            visible_bits(group->lo[r], group->hi[r], t->first + subtile * SUBTILE);
+        __m512 largest = _mm512_load_ps(t->lanes[r]);
+        for (int at = 0; at < SUBTILE; at += 16) {
+            float *out = t->x[subtile][r] + at;
+            __m512 x = _mm512_fmadd_ps(_mm512_load_ps(out), _mm512_load_ps(columns->k + at),
+                                       _mm512_load_ps(columns->k_magic + at));
+            x = _mm512_fmadd_ps(x, _mm512_set1_ps(group->a[r]), _mm512_load_ps(columns->u + at));
+            x = _mm512_mask_blend_ps((__mmask16)(visible >> at), _mm512_set1_ps(-INFINITY), x);
+            largest = _mm512_max_ps(largest, x);
+            _mm512_store_ps(out, x);
         }
+        _mm512_store_ps(t->lanes[r], largest);
     }
 }
 
 /* Step 6, the scalars of the group's rows. */
-static void update_state(task *t, group_state *group)
+static void update_state(const task *t, passage *w)
 {
-    const __m512 tile_m = _mm512_load_ps(t->largest), tile_e = _mm512_set1_ps(t->e);
-    __m512 m = _mm512_load_ps(group->m), e = _mm512_load_ps(group->e);
-    __mmask16 seen = _mm512_cmp_ps_mask(tile_m, _mm512_set1_ps(-INFINITY), _CMP_GT_OQ);
-    __m512 new_m = _mm512_max_ps(tile_m, m);
-    __m512 new_e = _mm512_mask_max_ps(e, seen, tile_e, e);
+    group_state *group = w->group;
+    const __m512 tile_m = _mm512_load_ps(w->largest), tile_e = _mm512_set1_ps(t->e);
+    const __m512 m = _mm512_load_ps(group->m), e = _mm512_load_ps(group->e);
+    const __mmask16 seen = _mm512_cmp_ps_mask(tile_m, _mm512_set1_ps(-INFINITY), _CMP_GT_OQ);
+    const __m512 new_m = _mm512_max_ps(tile_m, m);
+    const __m512 new_e = _mm512_mask_max_ps(e, seen, tile_e, e);
     __m512 z[2] = {_mm512_sub_ps(m, new_m), _mm512_sub_ps(tile_m, new_m)};
     exp2_of(z, 2, exp2_1);
     const __m512 alpha = z[0], beta = z[1];
-    _mm512_store_ps(t->alpha, alpha);
-    _mm512_store_ps(t->beta, beta);
-    _mm512_store_ps(t->alpha_o, _mm512_scalef_ps(alpha, _mm512_sub_ps(e, new_e)));
-    /* A row that has seen no key has e = -1000: its factor for this tile's zeros must not be inf.
-     */
-    _mm512_store_ps(t->beta_o, _mm512_maskz_scalef_ps(seen, beta, _mm512_sub_ps(tile_e, new_e)));
+    _mm512_store_ps(w->alpha, alpha);
+    _mm512_store_ps(w->beta, beta);
+    _mm512_store_ps(w->alpha_o, _mm512_scalef_ps(alpha, _mm512_sub_ps(e, new_e)));
+    /* A row that has seen no key yet has e = -1000; 0 for this tile's zeros, not inf. */
+    _mm512_store_ps(w->beta_o, _mm512_maskz_scalef_ps(seen, beta, _mm512_sub_ps(tile_e, new_e)));
     _mm512_store_ps(group->m, new_m);
     _mm512_store_ps(group->e, new_e);
 }
 
+/* The largest lane of each of six vectors, in lanes 0 to 5. */
+INLINE __m512 reduce_rows(float lanes[ROWS][16])
+{
+    __m512 v[ROWS], pair[3], rows[2];
+#pragma GCC unroll 6
+    for (int r = 0; r < ROWS; r++)
+        v[r] = _mm512_load_ps(lanes[r]);
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; i++) /* rows 2 i and 2 i + 1 in turn */
+        pair[i] = _mm512_max_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]),
+                                _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+    rows[0] = _mm512_max_ps(_mm512_shuffle_ps(pair[0], pair[1], 0x44),
+                            _mm512_shuffle_ps(pair[0], pair[1], 0xee));
+    rows[1] = _mm512_max_ps(pair[2], _mm512_shuffle_ps(pair[2], pair[2], 0xee));
+    /* Four rows a 128-bit lane; the four lanes of each, side by side. */
+    __m512 even = _mm512_shuffle_f32x4(rows[0], rows[1], 0x44);
+    __m512 odd = _mm512_shuffle_f32x4(rows[0], rows[1], 0xee);
+    __m512 halves = _mm512_max_ps(even, odd); /* lanes: rows 0-3 twice, rows 4-5 twice */
+    halves = _mm512_max_ps(halves, _mm512_shuffle_f32x4(halves, halves, 0xb1));
+    return _mm512_shuffle_f32x4(halves, halves, 0x08);
+}
+
+/* Steps 3 and 6 but O: scores, M, and what the tile does to m, e, l and O. */
+static void make_scores(task *t, passage *w)
+{
+    const group_state *group = w->group;
+    const int64_t quads = t->head_dim / 4;
+    const int32_t *q = t->q + w->first_row * quads;
+    for (int r = 0; r < ROWS; r++)
+        _mm512_store_ps(t->lanes[r], _mm512_set1_ps(-INFINITY));
+    for (int s = w->begin; s < w->end; s++) {
+        const uint8_t *k = t->tile_k + (int64_t)s * SUBTILE * t->head_dim;
+        if (is_masked(t, group, s)) {
+            micro_qk(q, k, quads, group->init, t->x[s][0]);
+            make_masked_logits(t, group, s);
+        } else {
+            micro_qk_logits(q, k, quads, group->init, &t->columns[s], group->a, t->x[s][0],
+                            t->lanes[0]);
+        }
+    }
+    _mm512_store_ps(w->largest, reduce_rows(t->lanes));
+    update_state(t, w);
+}
+
 /* Step 4 for 64 keys of rows r and r + 1: P, in the key order of HR_LAYOUT_VNNI_V, and row sums. */
-INLINE void make_weights(task *t, const group_state *group, int r, int subtile, __m512 sum[2],
-                         bool masked)
+INLINE void make_weights(const task *t, passage *w, int r, int subtile, __m512 sum[2], bool masked)
 {
     const int32_t first = subtile * SUBTILE;
+    const group_state *group = w->group;
     __m512 e[8];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++)
-        e[i] = _mm512_sub_ps(_mm512_load_ps(t->x[r + i / 4] + first + i % 4 * 16),
-                             _mm512_set1_ps(t->largest[r + i / 4]));
+        e[i] = _mm512_sub_ps(_mm512_load_ps(t->x[subtile][r + i / 4] + i % 4 * 16),
+                             _mm512_set1_ps(w->largest[r + i / 4]));
     exp2_of(e, 8, exp2_255);
     if (masked) {
+#pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
             uint64_t visible =
                 visible_bits(group->lo[r + i / 4], group->hi[r + i / 4], t->first + first);
@@ -253,21 +317,41 @@ INLINE void make_weights(task *t, const group_state *group, int r, int subtile, 
         p[i] = _mm512_cvtps_epi32(e[i]);
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++)
-        sum[i / 4] = _mm512_fmadd_ps(e[i], _mm512_load_ps(t->r + first + i % 4 * 16), sum[i / 4]);
+        sum[i / 4] =
+            _mm512_fmadd_ps(e[i], _mm512_load_ps(t->columns[subtile].r + i % 4 * 16), sum[i / 4]);
 #pragma GCC unroll 2
     for (int i = 0; i < 8; i += 4) {
         __m512i low = _mm512_packs_epi32(p[i], p[i + 1]);
         __m512i high = _mm512_packs_epi32(p[i + 2], p[i + 3]);
-        _mm512_store_si512(t->p[subtile][r + i / 4], _mm512_packus_epi16(low, high));
+        _mm512_store_si512(w->p[subtile][r + i / 4], _mm512_packus_epi16(low, high));
+    }
+}
+
+/* Step 4 for all rows of a group, and the row sums of step 6. */
+static void make_group_weights(const task *t, passage *w)
+{
+    for (int r = 0; r < ROWS; r += 2) {
+        __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+        for (int s = w->begin; s < w->end; s++) {
+            if (is_masked(t, w->group, s))
+                make_weights(t, w, r, s, sum, true);
+            else
+                make_weights(t, w, r, s, sum, false);
+        }
+        for (int i = 0; i < 2; i++) {
+            float *l = w->group->l[r + i];
+            __m512 old = _mm512_mul_ps(_mm512_load_ps(l), _mm512_set1_ps(w->alpha[r + i]));
+            _mm512_store_ps(l, _mm512_fmadd_ps(sum[i], _mm512_set1_ps(w->beta[r + i]), old));
+        }
     }
 }
 
 /* O = T * beta + O * alpha for six rows and 16 * vectors channels from `channel` on. */
-INLINE void add_output(task *t, int32_t first_row, int32_t channel, int vectors)
+INLINE void add_output(task *t, const passage *w, int32_t channel, int vectors)
 {
     for (int r = 0; r < ROWS; r++) {
-        float *o = t->o + (first_row + r) * t->channels + channel;
-        const __m512 alpha = _mm512_set1_ps(t->alpha_o[r]), beta = _mm512_set1_ps(t->beta_o[r]);
+        float *o = t->o + (w->first_row + r) * t->channels + channel;
+        const __m512 alpha = _mm512_set1_ps(w->alpha_o[r]), beta = _mm512_set1_ps(w->beta_o[r]);
         for (int c = 0; c < vectors; c++) {
             __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(t->t[r] + 16 * c));
             __m512 old = _mm512_mul_ps(_mm512_load_ps(o + 16 * c), alpha);
@@ -277,91 +361,74 @@ INLINE void add_output(task *t, int32_t first_row, int32_t channel, int vectors)
 }
 
 /* T = P.V and O, in column blocks of four vectors, or as even as the channels allow. */
-static void accumulate(task *t, int32_t first_row, int begin, int end)
+static void add_values(task *t, const passage *w)
 {
     const int64_t stride = (int64_t)t->channels * 4;
-    const int8_t *v = t->tile_v + begin * SUBTILE * (int64_t)t->channels;
-    int vectors = t->channels / 16, blocks = (vectors + 3) / 4, done = 0;
+    const int8_t *v = t->tile_v + w->begin * SUBTILE * (int64_t)t->channels;
+    const int vectors = t->channels / 16, blocks = (vectors + 3) / 4;
+    int done = 0;
     for (int block = 0; block < blocks; block++) {
         int width = (vectors - done + blocks - block - 1) / (blocks - block);
-        micro_pv(width, t->p[begin][0], v + done * 64, stride, end - begin, t->t[0]);
+        micro_pv(width, w->p[w->begin][0], v + done * 64, stride, w->end - w->begin, t->t[0]);
         if (width == 4)
-            add_output(t, first_row, done * 16, 4);
+            add_output(t, w, done * 16, 4);
         else
-            add_output(t, first_row, done * 16, width);
+            add_output(t, w, done * 16, width);
         done += width;
     }
 }
 
-/* Steps 3 to 6 for one group and one tile. */
-static void update_group(task *t, int32_t g)
+/*
+ * One tile for all groups. A group's P.V comes after the next group's scores: the chain scores -> M
+ * -> weights -> P.V then always has independent work beside it.
+ */
+static void update_groups(task *t)
 {
-    group_state *group = &t->group[g];
-    int32_t lo = group->group_lo - t->first, hi = group->group_hi - t->first;
-    int begin = lo > 0 ? lo / SUBTILE : 0;
-    int end = hi < HR_INTEGER_TILE ? (hi + SUBTILE - 1) / SUBTILE : SUBTILES;
-    if (begin >= end) return;
-
-    bool masked[SUBTILES];
-    __m512 largest[ROWS];
-    for (int r = 0; r < ROWS; r++)
-        largest[r] = _mm512_set1_ps(-INFINITY);
-    for (int s = begin; s < end; s++) {
-        const int32_t key = t->first + s * SUBTILE;
-        micro_qk(t->q + g * ROWS * (t->head_dim / 4),
-                 t->tile_k + (int64_t)s * SUBTILE * t->head_dim, t->head_dim / 4, group->init,
-                 t->x[0] + s * SUBTILE, sizeof t->x[0]);
-        masked[s] = false;
-        for (int r = 0; r < ROWS; r++)
-            masked[s] |= group->lo[r] > key || group->hi[r] < key + SUBTILE;
-        if (masked[s])
-            make_logits(t, group, s, largest, true);
-        else
-            make_logits(t, group, s, largest, false);
+    passage *previous = NULL;
+    for (int32_t g = 0; g < t->groups; g++) {
+        passage *next = &t->passage[previous == &t->passage[0]];
+        if (!enter_tile(t, g, next)) continue;
+        make_scores(t, next);
+        if (previous) add_values(t, previous);
+        make_group_weights(t, next);
+        previous = next;
     }
-    for (int r = 0; r < ROWS; r++)
-        t->largest[r] = _mm512_reduce_max_ps(largest[r]);
-    update_state(t, group);
-
-    for (int r = 0; r < ROWS; r += 2) {
-        __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-        for (int s = begin; s < end; s++) {
-            if (masked[s])
-                make_weights(t, group, r, s, sum, true);
-            else
-                make_weights(t, group, r, s, sum, false);
-        }
-        for (int i = 0; i < 2; i++) {
-            float *l = group->l[r + i];
-            __m512 old = _mm512_mul_ps(_mm512_load_ps(l), _mm512_set1_ps(t->alpha[r + i]));
-            _mm512_store_ps(l, _mm512_fmadd_ps(sum[i], _mm512_set1_ps(t->beta[r + i]), old));
-        }
-    }
-    accumulate(t, g * ROWS, begin, end);
+    if (previous) add_values(t, previous);
 }
 
 /* Row `index` of the task: its codes as dwords, six rows side by side, and its constants. */
 static void begin_row(task *t, int32_t index)
 {
     const hr_kernel_args *args = t->args;
-    int32_t count = args->q_end - args->q_begin;
-    int32_t i = args->q_begin + (index < count ? index : count - 1), r = index % ROWS;
+    const int32_t count = args->q_end - args->q_begin, head_dim = t->head_dim;
+    const int32_t i = args->q_begin + (index < count ? index : count - 1), r = index % ROWS;
     group_state *group = &t->group[index / ROWS];
-    const int8_t *codes = (const int8_t *)args->q.codes + (int64_t)i * t->head_dim;
-    int32_t *q = t->q + index / ROWS * ROWS * (t->head_dim / 4) + r, sum = 0;
-    for (int32_t quad = 0; quad < t->head_dim / 4; quad++)
+    const int8_t *codes = (const int8_t *)args->q.codes + (int64_t)i * head_dim;
+    int32_t *q = t->q + index / ROWS * ROWS * (head_dim / 4) + r;
+    __m512i sum = _mm512_setzero_si512();
+    for (int32_t c = 0; c < head_dim; c += 64) {
+        __mmask64 mask = head_dim - c < 64 ? (UINT64_C(1) << (head_dim - c)) - 1 : ~UINT64_C(0);
+        sum =
+            _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), _mm512_maskz_loadu_epi8(mask, codes + c));
+    }
+    for (int32_t quad = 0; quad < head_dim / 4; quad++)
         memcpy(q + quad * ROWS, codes + quad * 4, 4);
-    for (int32_t c = 0; c < t->head_dim; c++)
-        sum += codes[c];
-    group->init[r] = (int32_t)hr_integer_bits(HR_INTEGER_MAGIC) - 128 * sum;
+    group->init[r] =
+        (int32_t)hr_integer_bits(HR_INTEGER_MAGIC) - 128 * _mm512_reduce_add_epi32(sum);
     group->factor[r] = hr_integer_row_factor(args, i);
     group->m[r] = -INFINITY;
     group->e[r] = HR_INTEGER_NO_TILE;
-    hr_kernel_row_range(args, i, &group->lo[r], &group->hi[r]);
-    if (group->lo[r] < group->hi[r]) {
-        if (group->lo[r] < group->group_lo) group->group_lo = group->lo[r];
-        if (group->hi[r] > group->group_hi) group->group_hi = group->hi[r];
+
+    int32_t lo, hi;
+    hr_kernel_row_range(args, i, &lo, &hi);
+    group->lo[r] = lo;
+    group->hi[r] = hi;
+    if (lo < hi) {
+        group->any_lo = lo < group->any_lo ? lo : group->any_lo;
+        group->any_hi = hi > group->any_hi ? hi : group->any_hi;
     }
+    group->common_lo = lo > group->common_lo ? lo : group->common_lo;
+    group->common_hi = hi < group->common_hi ? hi : group->common_hi;
 }
 
 static void finish_row(const task *t, int32_t index)
@@ -397,11 +464,12 @@ void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni
     t->groups = (count + ROWS - 1) / ROWS;
     t->o = (float *)(t + 1);
     t->q = (int32_t *)(t->o + HR_INTEGER_VNNI_ROWS * t->channels);
-    memset(t->largest, 0, sizeof t->largest); /* its lanes past the six rows are never written */
+    for (int i = 0; i < 2; i++) /* lanes past the six rows are read, but never written */
+        memset(t->passage[i].largest, 0, sizeof t->passage[i].largest);
     memset(t->group, 0, (size_t)t->groups * sizeof t->group[0]);
     memset(t->o, 0, (size_t)(t->groups * ROWS * t->channels) * sizeof *t->o);
     for (int32_t g = 0; g < t->groups; g++)
-        t->group[g].group_lo = INT32_MAX;
+        t->group[g].any_lo = t->group[g].common_hi = INT32_MAX;
     for (int32_t index = 0; index < t->groups * ROWS; index++)
         begin_row(t, index);
 
@@ -411,8 +479,7 @@ void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni
         t->tile_k = tile.k;
         t->tile_v = tile.v;
         prepare_tile(t);
-        for (int32_t g = 0; g < t->groups; g++)
-            update_group(t, g);
+        update_groups(t);
     }
     for (int32_t index = 0; index < count; index++)
         finish_row(t, index);

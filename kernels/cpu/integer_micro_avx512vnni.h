@@ -43,35 +43,87 @@ enum { HR_MICRO_ROWS = 6, HR_MICRO_COLUMNS = 64, HR_MICRO_VECTORS = 4 };
  */
 #define QK_INIT(offset, a0, a1, a2, a3)                                                            \
     BROADCAST(28, offset, "%[init]") COPY(28, a0) COPY(28, a1) COPY(28, a2) COPY(28, a3)
-#define QK_STORE(a0, a1, a2, a3)                                                                   \
-    STORE(a0, 0, "%[x]") STORE(a1, 64, "%[x]") STORE(a2, 128, "%[x]") STORE(a3, 192, "%[x]")       \
-    "add %[stride], %[x]\n\t"
+#define QK_STORE(offset, a0, a1, a2, a3)                                                           \
+    STORE(a0, 0 + offset, "%[x]") STORE(a1, 64 + offset, "%[x]")                                   \
+    STORE(a2, 128 + offset, "%[x]") STORE(a3, 192 + offset, "%[x]")
+
+#define QK_MULTIPLY                                                                                \
+    QK_INIT(0, 0, 1, 2, 3) QK_INIT(4, 4, 5, 6, 7) QK_INIT(8, 8, 9, 10, 11)                         \
+    QK_INIT(12, 12, 13, 14, 15) QK_INIT(16, 16, 17, 18, 19) QK_INIT(20, 20, 21, 22, 23)            \
+    ".p2align 5\n"                                                                                 \
+    "1:\n\t"                                                                                       \
+    LOAD(24, 0, "%[k]") LOAD(25, 64, "%[k]") LOAD(26, 128, "%[k]") LOAD(27, 192, "%[k]")           \
+    QK_ROW(28, 0, 0, 1, 2, 3) QK_ROW(29, 4, 4, 5, 6, 7) QK_ROW(30, 8, 8, 9, 10, 11)                \
+    QK_ROW(31, 12, 12, 13, 14, 15) QK_ROW(28, 16, 16, 17, 18, 19)                                  \
+    QK_ROW(29, 20, 20, 21, 22, 23)                                                                 \
+    "add $256, %[k]\n\t"                                                                           \
+    "add $24, %[q]\n\t"                                                                            \
+    "dec %[quads]\n\t"                                                                             \
+    "jnz 1b\n\t"
 
 /*
  * x[r][0 .. 63] = init[r] + sum over i < 4 * quads of q[r][i] * k[i][column], as the bits of int32.
  *
- * q [quads][6] dwords of 4 signed bytes; k [quads][64][4] unsigned bytes, 64-byte aligned; init [6];
- * x rows `stride` bytes apart, 64-byte aligned. quads >= 1.
+ * q [quads][6] dwords of 4 signed bytes; k [quads][64][4] unsigned bytes; init [6]; x [6][64]. k
+ * and x are 64-byte aligned; quads >= 1.
  */
 static inline void micro_qk(const int32_t *q, const uint8_t *k, int64_t quads, const int32_t *init,
-                            float *x, int64_t stride)
+                            float *x)
 {
     __asm__ volatile(
-        QK_INIT(0, 0, 1, 2, 3) QK_INIT(4, 4, 5, 6, 7) QK_INIT(8, 8, 9, 10, 11)
-        QK_INIT(12, 12, 13, 14, 15) QK_INIT(16, 16, 17, 18, 19) QK_INIT(20, 20, 21, 22, 23)
-        ".p2align 5\n"
-        "1:\n\t"
-        LOAD(24, 0, "%[k]") LOAD(25, 64, "%[k]") LOAD(26, 128, "%[k]") LOAD(27, 192, "%[k]")
-        QK_ROW(28, 0, 0, 1, 2, 3) QK_ROW(29, 4, 4, 5, 6, 7) QK_ROW(30, 8, 8, 9, 10, 11)
-        QK_ROW(31, 12, 12, 13, 14, 15) QK_ROW(28, 16, 16, 17, 18, 19) QK_ROW(29, 20, 20, 21, 22, 23)
-        "add $256, %[k]\n\t"
-        "add $24, %[q]\n\t"
-        "dec %[quads]\n\t"
-        "jnz 1b\n\t"
-        QK_STORE(0, 1, 2, 3) QK_STORE(4, 5, 6, 7) QK_STORE(8, 9, 10, 11)
-        QK_STORE(12, 13, 14, 15) QK_STORE(16, 17, 18, 19) QK_STORE(20, 21, 22, 23)
-        : [k] "+r"(k), [q] "+r"(q), [quads] "+r"(quads), [x] "+r"(x)
-        : [init] "r"(init), [stride] "r"(stride)
+        QK_MULTIPLY
+        QK_STORE(0, 0, 1, 2, 3) QK_STORE(256, 4, 5, 6, 7) QK_STORE(512, 8, 9, 10, 11)
+        QK_STORE(768, 12, 13, 14, 15) QK_STORE(1024, 16, 17, 18, 19) QK_STORE(1280, 20, 21, 22, 23)
+        : [k] "+r"(k), [q] "+r"(q), [quads] "+r"(quads)
+        : [init] "r"(init), [x] "r"(x)
+        : "cc", "memory", ALL_VECTOR_REGISTERS);
+}
+
+/* What the columns of a subtile are scaled with: S * k = fma(bits of 1.5 * 2^23 + S, k, k_magic). */
+typedef struct micro_columns {
+    __attribute__((aligned(64))) float k[HR_MICRO_COLUMNS];
+    float k_magic[HR_MICRO_COLUMNS];
+    float u[HR_MICRO_COLUMNS];
+    float r[HR_MICRO_COLUMNS];
+} micro_columns;
+
+#define QK_COLUMNS(k_offset, magic_offset, u_offset)                                               \
+    LOAD(24, k_offset, "%[columns]") LOAD(25, magic_offset, "%[columns]")                          \
+    LOAD(26, u_offset, "%[columns]")
+#define QK_LOGIT(sum, a_offset, x_offset)                                                          \
+    "vfmadd132ps " Z(24) ", " Z(25) ", " Z(sum) "\n\t"                                             \
+    "vfmadd132ps " #a_offset "(%[a])%{1to16%}, " Z(26) ", " Z(sum) "\n\t"                          \
+    STORE(sum, x_offset, "%[x]")
+#define QK_MAX(sum, largest) "vmaxps " Z(sum) ", " Z(largest) ", " Z(largest) "\n\t"
+#define QK_LOGITS(a0, a1, a2, a3, a4, a5, x_offset)                                                \
+    QK_LOGIT(a0, 0, x_offset) QK_LOGIT(a1, 4, 256 + x_offset) QK_LOGIT(a2, 8, 512 + x_offset)      \
+    QK_LOGIT(a3, 12, 768 + x_offset) QK_LOGIT(a4, 16, 1024 + x_offset)                             \
+    QK_LOGIT(a5, 20, 1280 + x_offset)
+#define QK_MAXIMA(a0, a1, a2, a3, a4, a5)                                                          \
+    QK_MAX(a0, 0) QK_MAX(a1, 4) QK_MAX(a2, 8) QK_MAX(a3, 12) QK_MAX(a4, 16) QK_MAX(a5, 20)
+#define QK_LARGEST(sum, offset)                                                                    \
+    "vmaxps " #offset "(%[largest]), " Z(sum) ", " Z(sum) "\n\t" STORE(sum, offset, "%[largest]")
+
+/*
+ * As micro_qk, then logits x = fma(S * k[column], a[r], u[column]) while the sums are in registers,
+ * and largest[r] = max(largest[r], x) in 16 lanes. largest [6][16], 64-byte aligned.
+ */
+static inline void micro_qk_logits(const int32_t *q, const uint8_t *k, int64_t quads,
+                                   const int32_t *init, const micro_columns *columns,
+                                   const float *a, float *x, float *largest)
+{
+    __asm__ volatile(
+        QK_MULTIPLY
+        QK_COLUMNS(0, 256, 512) QK_LOGITS(0, 4, 8, 12, 16, 20, 0)
+        QK_COLUMNS(64, 320, 576) QK_LOGITS(1, 5, 9, 13, 17, 21, 64) QK_MAXIMA(1, 5, 9, 13, 17, 21)
+        QK_COLUMNS(128, 384, 640) QK_LOGITS(2, 6, 10, 14, 18, 22, 128)
+        QK_MAXIMA(2, 6, 10, 14, 18, 22)
+        QK_COLUMNS(192, 448, 704) QK_LOGITS(3, 7, 11, 15, 19, 23, 192)
+        QK_MAXIMA(3, 7, 11, 15, 19, 23)
+        QK_LARGEST(0, 0) QK_LARGEST(4, 64) QK_LARGEST(8, 128)
+        QK_LARGEST(12, 192) QK_LARGEST(16, 256) QK_LARGEST(20, 320)
+        : [k] "+r"(k), [q] "+r"(q), [quads] "+r"(quads)
+        : [init] "r"(init), [columns] "r"(columns), [a] "r"(a), [x] "r"(x), [largest] "r"(largest)
         : "cc", "memory", ALL_VECTOR_REGISTERS);
 }
 

@@ -62,6 +62,7 @@ enum {
 
 #define HR_INTEGER_LOG2E 1.4426950408889634
 #define HR_INTEGER_LN2 0.6931471805599453
+#define HR_INTEGER_LOG2_255 7.994353436858858
 #define HR_INTEGER_MAGIC 0x1.8p23f /* adding it to |x| < 2^22 rounds x to an integer */
 #define HR_INTEGER_MIN_LOG2 -100.0f
 #define HR_INTEGER_MIN_V 0x1p-64f
@@ -237,10 +238,10 @@ static inline double hr_integer_row_factor(const hr_kernel_args *args, int32_t r
     return args->softcap == 0 ? factor * HR_INTEGER_LOG2E : factor;
 }
 
-/* c_i in the units of a tile: the factor a. */
-static inline float hr_integer_tile_factor(double factor, int32_t f)
+/* c_i in the units of a tile, the factor a: unit is 2^F. The product in double is exact. */
+static inline float hr_integer_tile_factor(double factor, double unit)
 {
-    double scaled = ldexp(factor, f);
+    double scaled = factor * unit;
     return (float)(scaled < HR_INTEGER_MAX_FACTOR ? scaled : HR_INTEGER_MAX_FACTOR);
 }
 
@@ -258,16 +259,17 @@ static inline float hr_integer_finish(const hr_kernel_args *args, int32_t row, f
         for (int k = 0; k < half; k++)
             sum[k] += sum[k + half];
 
-    double total = (double)sum[0] / 255, lse = -INFINITY;
+    double total = sum[0], lse = -INFINITY; /* in units of 2^m / 255 */
     if (args->sink > -INFINITY) {
+        double sink = ((double)args->sink - bias) * HR_INTEGER_LOG2E - (double)m;
         if (total > 0)
-            total += exp2(fmin(((double)args->sink - bias) * HR_INTEGER_LOG2E - (double)m, 1000));
+            total += 255 * exp2(fmin(sink, 1000));
         else
             lse = args->sink;
     }
-    if (total > 0) lse = HR_INTEGER_LN2 * ((double)m + log2(total)) + bias;
+    if (total > 0) lse = HR_INTEGER_LN2 * ((double)m + log2(total) - HR_INTEGER_LOG2_255) + bias;
     if (args->lse) args->lse[row * args->lse_stride] = (float)lse;
-    return total > 0 ? (float)(1 / (255 * total)) : 0.0f;
+    return total > 0 ? (float)(1 / total) : 0.0f;
 }
 
 #endif
