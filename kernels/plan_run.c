@@ -13,6 +13,9 @@
 #include "plan.h"
 #include "status_internal.h"
 
+/* Below this, starting a team costs more than it saves: about 20 microseconds of one core. */
+#define SERIAL_FLOPS 2e6
+
 static hr_kernel_operand operand_of(const hr_packed *packed, int32_t head, int32_t sequence)
 {
     int64_t tile_tokens = hr_layout_tile_tokens(packed->layout);
@@ -120,7 +123,7 @@ hr_status hr_plan_run(hr_plan *plan, const hr_packed_layer *operands, const hr_t
     if (lse) HR_TRY(check_output(plan, "lse", lse, 2));
 
     const run_context run = {.plan = plan, .operands = operands, .o = o, .lse = lse};
-    const int threads = omp_in_parallel() ? 1 : plan->threads;
+    const int threads = omp_in_parallel() || plan->flops < SERIAL_FLOPS ? 1 : plan->threads;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < plan->task_count; i++)
         run_task(&run, &plan->tasks[i],

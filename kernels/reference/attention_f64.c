@@ -22,7 +22,10 @@
 #include "plan.h"
 #include "status_internal.h"
 
-enum { KEYS = 16 };
+enum {
+    KEYS = 16,
+    SERIAL_WORK = 1 << 20 /* multiply-adds below which starting a team costs more than it saves */
+};
 
 static double element(const hr_tensor *tensor, int64_t index)
 {
@@ -220,7 +223,9 @@ static void run_head(const hr_attention_problem *problem, int32_t sequence, int3
     load_head(k, first_kv, seqlen_kv, kv_head, &problem->rope, 0, buffers->k_rows);
     load_head(v, first_kv, seqlen_kv, kv_head, NULL, 0, buffers->v);
     interleave_keys(buffers->k_rows, seqlen_kv, problem->head_dim, buffers->k);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(buffers->threads)
+    const int64_t work = (int64_t)state.args.seqlen_q * seqlen_kv * problem->head_dim;
+    const int threads = work < SERIAL_WORK ? 1 : buffers->threads;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int32_t row = 0; row < state.args.seqlen_q; row++)
         attend_row(&state, row, buffers->weights + (size_t)omp_get_thread_num() * buffers->keys);
 }
