@@ -4,10 +4,11 @@
 #include "observer.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "headroom/format.h"
+#include "metadata.h"
+#include "printable.h"
 #include "status_internal.h"
 
 static const hr_observer_type *const observers[] = {
@@ -42,7 +43,8 @@ static hr_status unknown_observer(const char *text)
                                observers[i]->name, observers[i]->parse ? "[:parameter]" : "");
         used += (size_t)written;
     }
-    return hr_fail(HR_ERROR_NOT_FOUND, "no observer \"%.64s\"; there are %s", text, names);
+    return hr_fail(HR_ERROR_NOT_FOUND, "no observer \"%s\"; there are %s", hr_print(text).text,
+                   names);
 }
 
 hr_status hr_observer_parse(const char *text, hr_observer_config *out)
@@ -60,17 +62,20 @@ hr_status hr_observer_parse(const char *text, hr_observer_config *out)
     if (!out->type->parse) {
         if (colon)
             return hr_fail(HR_ERROR_INVALID_ARGUMENT,
-                           "observer \"%.64s\": %s takes no parameter; write \"%s\"", text,
-                           out->type->name, out->type->name);
+                           "observer \"%s\": %s takes no parameter; write \"%s\"",
+                           hr_print(text).text, out->type->name, out->type->name);
         snprintf(out->text, sizeof out->text, "%s", out->type->name);
         return HR_OK;
     }
     HR_TRY(out->type->parse(colon ? colon + 1 : NULL, &out->parameter));
-    snprintf(out->text, sizeof out->text, "%s:%.10g", out->type->name, out->parameter);
-    if (strtod(strchr(out->text, ':') + 1, NULL) != out->parameter)
+    char number[HR_NUMBER_BYTES];
+    double again = 0;
+    HR_TRY(hr_number_print(out->parameter, 10, number));
+    snprintf(out->text, sizeof out->text, "%s:%.19s", out->type->name, number);
+    if (!hr_number_parse(number, &again) || again != out->parameter)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
-                       "observer \"%.64s\": its parameter has more than 10 significant digits",
-                       text);
+                       "observer \"%s\": its parameter has more than 10 significant digits",
+                       hr_print(text).text);
     return HR_OK;
 }
 

@@ -7,20 +7,21 @@
 #include <stdlib.h>
 
 #include "histogram.h"
+#include "metadata.h"
 #include "observer.h"
+#include "printable.h"
 #include "status_internal.h"
 
 static hr_status percentile_parse(const char *text, double *parameter)
 {
     *parameter = 99.99;
     if (!text) return HR_OK;
-    char *end;
-    double value = strtod(text, &end);
-    if (end == text || *end || !(value > 50 && value <= 100))
+    double value;
+    if (!hr_number_parse(text, &value) || !(value > 50 && value <= 100))
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
-                       "observer percentile: \"%.32s\" is not a percentage above 50 and at most "
+                       "observer percentile: \"%s\" is not a percentage above 50 and at most "
                        "100; for example percentile:99.99",
-                       text);
+                       hr_print(text).text);
     *parameter = value;
     return HR_OK;
 }

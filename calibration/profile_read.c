@@ -13,6 +13,8 @@
 #include "calibrator.h"
 #include "headroom/safetensors.h"
 #include "memory.h"
+#include "metadata.h"
+#include "printable.h"
 #include "profile.h"
 #include "status_internal.h"
 
@@ -66,8 +68,8 @@ static hr_status list_layers(const hr_safetensors *file, int32_t **out, int32_t 
         const char *suffix;
         int32_t layer;
         if (!parse_name(name, &layer, &suffix))
-            status =
-                hr_fail(HR_ERROR_FORMAT, "tensor \"%.128s\" does not belong in a profile", name);
+            status = hr_fail(HR_ERROR_FORMAT, "tensor \"%s\" does not belong in a profile",
+                             hr_print(name).text);
         else if (!strcmp(suffix, hr_profile_arrays[HR_PROFILE_Q_SCALE].suffix))
             layers[count++] = layer;
     }
@@ -199,16 +201,16 @@ static hr_status check_kind(const hr_safetensors *file)
     const char *kind = hr_safetensors_metadata(file, "headroom.kind");
     if (!kind || strcmp(kind, "profile"))
         return hr_fail(HR_ERROR_FORMAT,
-                       "not a profile: metadata headroom.kind is %.64s; headroom calibrate makes "
+                       "not a profile: metadata headroom.kind is %s; headroom calibrate makes "
                        "profiles",
-                       kind ? kind : "missing");
+                       kind ? hr_print(kind).text : "missing");
     const char *version;
     char wanted[16];
     HR_TRY(metadata(file, "headroom.version", &version));
     snprintf(wanted, sizeof wanted, "%d", HR_PROFILE_VERSION);
     if (strcmp(version, wanted))
-        return hr_fail(HR_ERROR_FORMAT, "profile version \"%.32s\"; this library reads version %s",
-                       version, wanted);
+        return hr_fail(HR_ERROR_FORMAT, "profile version \"%s\"; this library reads version %s",
+                       hr_print(version).text, wanted);
     return HR_OK;
 }
 
@@ -221,9 +223,9 @@ static hr_status read_seed(const hr_safetensors *file, hr_profile *profile)
     snprintf(again, sizeof again, "0x%016" PRIx64, profile->hadamard_seed);
     if (strcmp(text, again) || profile->hadamard_seed == 0)
         return hr_fail(HR_ERROR_FORMAT,
-                       "metadata headroom.hadamard_seed is \"%.32s\"; it must be 0x, 16 "
+                       "metadata headroom.hadamard_seed is \"%s\"; it must be 0x, 16 "
                        "hexadecimal digits, and not 0",
-                       text);
+                       hr_print(text).text);
     return HR_OK;
 }
 
@@ -236,29 +238,21 @@ static hr_status read_source(const hr_safetensors *file, hr_profile *profile)
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         any |= hr_safetensors_metadata(file, keys[i]) != NULL;
     if (!any) return HR_OK;
-    const char *causal, *softmax_scale, *hash, *unused;
+    const char *causal, *hash, *unused;
     HR_TRY(metadata(file, keys[0], &unused));
     HR_TRY(metadata(file, keys[1], &unused));
     HR_TRY(metadata(file, keys[2], &causal));
-    HR_TRY(metadata(file, keys[3], &softmax_scale));
     HR_TRY(metadata(file, keys[4], &hash));
     if (strcmp(causal, "true") && strcmp(causal, "false"))
         return hr_fail(HR_ERROR_FORMAT,
-                       "metadata headroom.causal is \"%.32s\"; it must be true or "
-                       "false",
-                       causal);
-    char *end;
+                       "metadata headroom.causal is \"%s\"; true and false are accepted",
+                       hr_print(causal).text);
     profile->causal = !strcmp(causal, "true");
-    profile->softmax_scale = strtof(softmax_scale, &end);
-    if (end == softmax_scale || *end || !isfinite(profile->softmax_scale) ||
-        !(profile->softmax_scale > 0))
-        return hr_fail(HR_ERROR_FORMAT,
-                       "metadata headroom.softmax_scale is \"%.32s\"; it must be finite and > 0",
-                       softmax_scale);
+    HR_TRY(hr_metadata_softmax_scale(file, &profile->softmax_scale));
     if (!hr_hash_is_valid(hash))
         return hr_fail(HR_ERROR_FORMAT,
-                       "metadata headroom.data_hash is \"%.64s\"; it must be 32 hexadecimal digits",
-                       hash);
+                       "metadata headroom.data_hash is \"%s\"; it must be 32 hexadecimal digits",
+                       hr_print(hash).text);
     memcpy(profile->data_hash, hash, HR_HASH_BYTES);
     return HR_OK;
 }

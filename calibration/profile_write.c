@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "headroom/safetensors.h"
+#include "metadata.h"
 #include "profile.h"
 #include "status_internal.h"
 
@@ -44,9 +45,7 @@ static hr_status set_warnings(hr_safetensors_writer *writer, const hr_profile *p
 
 static hr_status set_source(hr_safetensors_writer *writer, const hr_profile *profile)
 {
-    char text[64];
-    snprintf(text, sizeof text, "%.9g", profile->softmax_scale);
-    HR_TRY(hr_safetensors_set_metadata(writer, "headroom.softmax_scale", text));
+    HR_TRY(hr_metadata_set_softmax_scale(writer, profile->softmax_scale));
     HR_TRY(
         hr_safetensors_set_metadata(writer, "headroom.causal", profile->causal ? "true" : "false"));
     HR_TRY(hr_safetensors_set_metadata(writer, "headroom.model", profile->model));

@@ -8,17 +8,17 @@
  */
 #include "headroom/recording.h"
 
-#include <jansson.h>
-#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "headroom/safetensors.h"
 #include "memory.h"
+#include "metadata.h"
 #include "printable.h"
 #include "status_internal.h"
 
-enum { HEAD_DIM_STEP = 8, MAX_HEAD_DIM = 256, PARTS = 3 };
+enum { HEAD_DIM_STEP = 8, MAX_HEAD_DIM = 256, MAX_HEADS = 65536, PARTS = 3 };
 
 struct hr_recording {
     hr_safetensors *file;
@@ -82,22 +82,6 @@ static hr_status check_choice(const hr_safetensors *file, const char *key,
                    hr_print(value).text, list);
 }
 
-/* jansson reads numbers with a decimal point in every locale, which strtod does not. */
-static hr_status parse_softmax_scale(const hr_safetensors *file, float *out)
-{
-    const char *text = hr_safetensors_metadata(file, "headroom.softmax_scale");
-    if (!text) return hr_fail(HR_ERROR_FORMAT, "metadata headroom.softmax_scale is missing");
-    json_t *number = json_loads(text, JSON_DECODE_ANY, NULL);
-    float scale = (float)json_number_value(number); /* 0 for what is not a number */
-    json_decref(number);
-    if (!(scale > 0 && isfinite(scale)))
-        return hr_fail(HR_ERROR_FORMAT,
-                       "metadata headroom.softmax_scale is \"%s\"; a finite number > 0 is accepted",
-                       hr_print(text).text);
-    *out = scale;
-    return HR_OK;
-}
-
 static hr_status read_metadata(const hr_safetensors *file, hr_recording_info *info)
 {
     static const char *const versions[] = {"1"}, *const booleans[] = {"false", "true"},
@@ -111,7 +95,7 @@ static hr_status read_metadata(const hr_safetensors *file, hr_recording_info *in
     HR_TRY(check_choice(file, "headroom.version", versions, 1, &version));
     HR_TRY(check_choice(file, "headroom.causal", booleans, 2, &causal));
     HR_TRY(check_choice(file, "headroom.rope", ropes, 3, &rope));
-    HR_TRY(parse_softmax_scale(file, &info->softmax_scale));
+    HR_TRY(hr_metadata_softmax_scale(file, &info->softmax_scale));
     const char *model = hr_safetensors_metadata(file, "headroom.model");
     info->model = model ? model : "";
     info->causal = causal;
@@ -168,9 +152,9 @@ static hr_status check_part(const part *at, int32_t total_tokens)
     if (t->shape[0] != total_tokens)
         return hr_fail(HR_ERROR_FORMAT, "has %lld tokens but cu_seqlens ends at %d",
                        (long long)t->shape[0], total_tokens);
-    if (t->shape[1] < 1 || t->shape[1] > INT32_MAX)
-        return hr_fail(HR_ERROR_FORMAT, "has %lld heads; at least 1 is needed",
-                       (long long)t->shape[1]);
+    if (t->shape[1] < 1 || t->shape[1] > MAX_HEADS)
+        return hr_fail(HR_ERROR_FORMAT, "has %lld heads; 1 to %d are accepted",
+                       (long long)t->shape[1], MAX_HEADS);
     if (t->shape[2] < HEAD_DIM_STEP || t->shape[2] > MAX_HEAD_DIM ||
         t->shape[2] % HEAD_DIM_STEP != 0)
         return hr_fail(HR_ERROR_UNSUPPORTED,

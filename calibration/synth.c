@@ -9,7 +9,6 @@
  */
 #include "headroom/synth.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +16,7 @@
 
 #include "headroom/safetensors.h"
 #include "memory.h"
+#include "metadata.h"
 #include "status_internal.h"
 #include "synth_modes.h"
 #include "synth_random.h"
@@ -215,28 +215,19 @@ static hr_status add_layers(const hr_synth_options *options, const hr_synth_mode
 
 static hr_status add_metadata(const hr_synth_options *options, hr_safetensors_writer *writer)
 {
-    /* jansson prints a decimal point in every locale, which printf does not. */
-    json_t *scale = json_real((float)(1 / sqrt((double)options->head_dim)));
-    char scale_text[40] = "", model[120];
-    size_t length = scale ? json_dumpb(scale, scale_text, sizeof scale_text - 1,
-                                       JSON_ENCODE_ANY | JSON_REAL_PRECISION(9))
-                          : 0;
-    json_decref(scale);
-    if (length == 0 || length >= sizeof scale_text)
-        return hr_fail(HR_ERROR_OUT_OF_MEMORY, "cannot print the softmax scale");
+    char model[120];
     snprintf(model, sizeof model, "synth %s seed %llu", options->mode,
              (unsigned long long)options->seed);
     const char *const metadata[][2] = {
         {"headroom.kind", "recording"},
         {"headroom.version", "1"},
         {"headroom.causal", options->causal ? "true" : "false"},
-        {"headroom.softmax_scale", scale_text},
         {"headroom.rope", options->rope ? "applied" : "none"},
         {"headroom.model", model},
     };
     for (size_t i = 0; i < sizeof metadata / sizeof *metadata; i++)
         HR_TRY(hr_safetensors_set_metadata(writer, metadata[i][0], metadata[i][1]));
-    return HR_OK;
+    return hr_metadata_set_softmax_scale(writer, (float)(1 / sqrt((double)options->head_dim)));
 }
 
 hr_status hr_synth_write(const hr_synth_options *options, const char *path)

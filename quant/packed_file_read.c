@@ -4,14 +4,13 @@
  * allocated than the file itself holds), every code and scale is checked, and a tensor that belongs
  * to no layer is an error.
  */
-#include <jansson.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "headroom/safetensors.h"
 #include "memory.h"
+#include "metadata.h"
 #include "pack_check.h"
 #include "pack_layout.h"
 #include "packed_check.h"
@@ -61,22 +60,6 @@ static bool parse_number(const char **text, uint64_t limit, uint64_t *out)
     *text = at;
     *out = number;
     return any;
-}
-
-/* jansson reads numbers with a decimal point in every locale, which strtod does not. */
-static hr_status read_softmax_scale(const packed_source *source, float *out)
-{
-    const char *text;
-    HR_TRY(metadata(source, "headroom.softmax_scale", &text));
-    json_t *number = json_loads(text, JSON_DECODE_ANY, NULL);
-    float scale = (float)json_number_value(number); /* 0 for what is not a number */
-    json_decref(number);
-    if (!(scale > 0.0f && isfinite(scale)))
-        return hr_fail(HR_ERROR_FORMAT,
-                       "metadata headroom.softmax_scale is \"%s\"; a finite number > 0 is accepted",
-                       hr_print(text).text);
-    *out = scale;
-    return HR_OK;
 }
 
 static hr_status read_hadamard_seed(packed_source *source)
@@ -164,7 +147,7 @@ static hr_status read_metadata(packed_source *source)
         return hr_fail(HR_ERROR_FORMAT,
                        "metadata headroom.causal is \"%s\"; true and false are accepted",
                        hr_print(text).text);
-    HR_TRY(read_softmax_scale(source, &info->softmax_scale));
+    HR_TRY(hr_metadata_softmax_scale(source->file, &info->softmax_scale));
     HR_TRY(read_hadamard_seed(source));
     HR_TRY(metadata(source, "headroom.model", &text));
     source->out->model = strdup(text);
@@ -340,14 +323,12 @@ hr_status hr_packed_read(const char *path, hr_packed_file **out)
     hr_safetensors *file = NULL;
     HR_TRY(hr_safetensors_open(path, &file));
     packed_source source = {.file = file, .out = hr_alloc(1, sizeof *source.out)};
-    hr_status status = HR_ERROR_OUT_OF_MEMORY;
-    if (source.out) {
-        source.out->path = strdup(path);
-        source.out->info.path = source.out->path;
-        if (source.out->path) {
-            status = read_file(&source);
-            if (status != HR_OK) hr_fail_in(status, "%s", path);
-        }
+    hr_status status = source.out ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
+    if (status == HR_OK) {
+        source.out->info.path = source.out->path = strdup(path);
+        status = source.out->path ? read_file(&source)
+                                  : hr_fail(HR_ERROR_OUT_OF_MEMORY, "cannot copy the path");
+        if (status != HR_OK) hr_fail_in(status, "%s", path);
     }
     hr_safetensors_close(file);
     if (status != HR_OK) {

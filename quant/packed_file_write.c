@@ -3,7 +3,6 @@
  * safetensors writer. Codes of the ROWS layout are written without the slack between heads.
  */
 #include <inttypes.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +10,7 @@
 
 #include "headroom/safetensors.h"
 #include "memory.h"
+#include "metadata.h"
 #include "pack_check.h"
 #include "packed_file.h"
 #include "status_internal.h"
@@ -154,11 +154,7 @@ static hr_status set_metadata(hr_safetensors_writer *writer, const hr_packed_fil
 {
     hr_recipe recipe = info->recipe;
     HR_TRY(hr_recipe_normalize(&recipe));
-    char scale[32] = "", seed[32];
-    /* jansson writes a decimal point in every locale, which printf does not. */
-    json_t *number = json_real((double)info->softmax_scale);
-    json_dumpb(number, scale, sizeof scale - 1, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
-    json_decref(number);
+    char seed[32];
     snprintf(seed, sizeof seed, "%" PRIu64, first->k.hadamard_seed);
     const char *const pairs[][2] = {
         {"headroom.kind", "packed"},
@@ -168,12 +164,12 @@ static hr_status set_metadata(hr_safetensors_writer *writer, const hr_packed_fil
         {"headroom.k_layout", hr_layout_name(first->k.layout)},
         {"headroom.v_layout", hr_layout_name(first->v.layout)},
         {"headroom.causal", info->causal ? "true" : "false"},
-        {"headroom.softmax_scale", scale},
         {"headroom.hadamard_seed", seed},
         {"headroom.model", info->model ? info->model : ""},
     };
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
         HR_TRY(hr_safetensors_set_metadata(writer, pairs[i][0], pairs[i][1]));
+    HR_TRY(hr_metadata_set_softmax_scale(writer, info->softmax_scale));
     return set_layer_list(writer, layer, count);
 }
 

@@ -386,9 +386,9 @@ static const damage damages[] = {
     {.key = "headroom.warnings", .text = "{}", .message = "not a JSON array"},
     {.key = "headroom.warnings", .text = "[\"a\", 1]", .message = "entry 1 is not a string"},
     {.key = "headroom.warnings", .text = "[", .message = "not a JSON array"},
-    {.key = "headroom.causal", .text = "yes", .message = "must be true or false"},
-    {.key = "headroom.softmax_scale", .text = "inf", .message = "must be finite and > 0"},
-    {.key = "headroom.softmax_scale", .text = "0.1x", .message = "must be finite and > 0"},
+    {.key = "headroom.causal", .text = "yes", .message = "true and false are accepted"},
+    {.key = "headroom.softmax_scale", .text = "inf", .message = "a finite number > 0"},
+    {.key = "headroom.softmax_scale", .text = "0.1x", .message = "a finite number > 0"},
     {.key = "headroom.data_hash", .text = "0123", .message = "32 hexadecimal digits"},
     {.key = "headroom.model", .text = NULL, .message = "headroom.model is missing"},
 };
