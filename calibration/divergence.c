@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "memory.h"
+#include "plan.h"
 #include "status_internal.h"
 
 enum { TOP_K_MAX = 64, LANES = 8 };
@@ -67,20 +68,6 @@ static double agreement(const double *a, const double *b, int32_t n, int32_t top
     return (double)both / k;
 }
 
-static void row_range(const hr_mask *mask, int32_t row, int32_t seqlen_q, int32_t seqlen_kv,
-                      int32_t *lo, int32_t *hi)
-{
-    int64_t diagonal = (int64_t)row + seqlen_kv - seqlen_q;
-    int64_t first = 0, last = (int64_t)seqlen_kv - 1;
-    if (mask->window_left >= 0 && diagonal - mask->window_left > first)
-        first = diagonal - mask->window_left;
-    if (mask->window_right >= 0 && diagonal + mask->window_right < last)
-        last = diagonal + mask->window_right;
-    if (mask->causal && diagonal < last) last = diagonal;
-    *lo = (int32_t)first;
-    *hi = (int32_t)(last + 1 > first ? last + 1 : first);
-}
-
 static void add_row(const double *a, const double *b, int32_t n, int32_t top_k, hr_divergence *sum)
 {
     double norm_a = log_sum_exp(a, n), norm_b = log_sum_exp(b, n), kl = 0;
@@ -114,11 +101,10 @@ hr_status hr_divergence_add(const hr_attention_problem *problem, int32_t head, c
     int64_t k_stride = (int64_t)problem->num_kv_heads * head_dim;
     for (int32_t b = 0; b < problem->batch; b++) {
         int32_t q0 = problem->cu_seqlens_q[b], k0 = problem->cu_seqlens_kv[b];
-        int32_t seqlen_q = problem->cu_seqlens_q[b + 1] - q0;
-        int32_t seqlen_kv = problem->cu_seqlens_kv[b + 1] - k0;
-        for (int32_t i = 0; i < seqlen_q; i++) {
+        hr_kernel_args sequence = hr_sequence_args(problem, b);
+        for (int32_t i = 0; i < sequence.seqlen_q; i++) {
             int32_t lo, hi;
-            row_range(&problem->mask, i, seqlen_q, seqlen_kv, &lo, &hi);
+            hr_kernel_row_range(&sequence, i, &lo, &hi);
             if (lo >= hi) continue;
             int64_t q_at = (q0 + i) * q_stride + (int64_t)head * head_dim;
             double *original = logits, *quantized = logits + longest;
