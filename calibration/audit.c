@@ -14,6 +14,7 @@
 
 #include "audit_internal.h"
 #include "memory.h"
+#include "observer.h"
 #include "status_internal.h"
 
 enum { DEFAULT_REPEATS = 7, DEFAULT_TOP_K = 8 };
@@ -70,20 +71,32 @@ static hr_status add_config(audit_work *work, const hr_recipe *recipe, const cha
     return HR_OK;
 }
 
-/* True when the profile can give the recipe its static scales, in every layer audited. */
-static bool profile_fits(const audit_work *work, const hr_recipe *recipe)
+/*
+ * Whether the profile was made for a recipe of the same static scales. One that lacks a layer of
+ * the audit is an error now, not when that layer's turn comes.
+ */
+static hr_status profile_fits(const audit_work *work, const hr_recipe *recipe, bool *fits)
 {
-    hr_layer_scales scales;
-    if (!work->options->profile) return false;
-    return hr_profile_scales(work->options->profile, work->audit->layers[0].layer, recipe,
-                             &scales) == HR_OK;
+    const hr_audit *audit = work->audit;
+    *fits = work->options->profile != NULL;
+    for (int32_t i = 0; *fits && i < audit->layer_count; i++) {
+        hr_layer_scales scales;
+        hr_status status =
+            hr_profile_scales(work->options->profile, audit->layers[i].layer, recipe, &scales);
+        if (status == HR_ERROR_MISMATCH)
+            *fits = false;
+        else if (status != HR_OK)
+            return status;
+    }
+    return HR_OK;
 }
 
 static hr_status add_recipe(audit_work *work, const hr_recipe *recipe)
 {
-    static const char *const absmax = "absmax";
     const hr_audit_options *options = work->options;
-    if (profile_fits(work, recipe)) {
+    bool fits;
+    HR_TRY(profile_fits(work, recipe, &fits));
+    if (fits) {
         bool is_static = hr_recipe_needs_profile(recipe);
         return add_config(work, recipe,
                           is_static ? hr_profile_get_info(options->profile).observer : "",
@@ -91,8 +104,11 @@ static hr_status add_recipe(audit_work *work, const hr_recipe *recipe)
     }
     if (!hr_recipe_needs_profile(recipe)) return add_config(work, recipe, "", NULL);
     int32_t count = options->observers ? options->observer_count : 1;
-    for (int32_t i = 0; i < count; i++)
-        HR_TRY(add_config(work, recipe, options->observers ? options->observers[i] : absmax, NULL));
+    for (int32_t i = 0; i < count; i++) {
+        hr_observer_config observer; /* its canonical text: "percentile" is "percentile:99.99" */
+        HR_TRY(hr_observer_parse(options->observers ? options->observers[i] : NULL, &observer));
+        HR_TRY(add_config(work, recipe, observer.text, NULL));
+    }
     return HR_OK;
 }
 
@@ -345,6 +361,7 @@ hr_status hr_audit_run(const hr_recording *recording, const hr_audit_options *op
                        hr_audit **out)
 {
     static const hr_audit_options defaults;
+    if (!out) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "out is NULL");
     *out = NULL;
     if (!recording) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "the recording is NULL");
     if (!options) options = &defaults;
@@ -399,6 +416,8 @@ static bool preferred(const hr_audit_config *a, const hr_audit_config *b, int32_
 
 hr_status hr_audit_choose(const hr_audit *audit, double budget, int32_t *choice)
 {
+    if (!audit || !choice)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "%s is NULL", audit ? "choice" : "audit");
     if (!(budget > 0))
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                        "the error budget is %g; it is a relative L2 error and must be > 0", budget);

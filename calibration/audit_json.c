@@ -7,6 +7,7 @@
  */
 #include <jansson.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -41,6 +42,21 @@ static json_t *figure(double value)
 static json_t *text_or_null(const char *text)
 {
     return text ? json_string(text) : json_null();
+}
+
+/* A path is any bytes; where they are not UTF-8, those above ASCII are written as \xNN. */
+static json_t *path_text(const char *path)
+{
+    enum { ESCAPE_BYTES = 4 };
+    json_t *text = json_string(path);
+    char *escaped = text ? NULL : hr_alloc(strlen(path) + 1, ESCAPE_BYTES);
+    if (!escaped) return text;
+    size_t used = 0;
+    for (const char *at = path; *at; at++)
+        used += (size_t)sprintf(escaped + used, *at & 0x80 ? "\\x%02x" : "%c", (unsigned char)*at);
+    text = json_string(escaped);
+    free(escaped);
+    return text;
 }
 
 static json_t *error_object(builder *b, const hr_error *error)
@@ -308,7 +324,7 @@ static json_t *recording_object(builder *b)
         set(b, entry, "dtype", json_string(hr_dtype_name(layer->dtype)));
         append(b, layers, entry);
     }
-    set(b, object, "path", json_string(recording->path));
+    set(b, object, "path", path_text(recording->path));
     set(b, object, "model", json_string(recording->model));
     set(b, object, "data_hash", json_string(recording->data_hash));
     set(b, object, "total_tokens", json_integer(recording->total_tokens));
@@ -350,7 +366,9 @@ static json_t *report_object(builder *b, double budget, const int32_t *choice)
 
 hr_status hr_audit_json(const hr_audit *audit, double budget, char **out)
 {
+    if (!out) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "out is NULL");
     *out = NULL;
+    if (!audit) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "the audit is NULL");
     int32_t heads = audit->head_offset[audit->layer_count];
     int32_t *choice = hr_alloc((size_t)heads, sizeof *choice);
     if (!choice) return HR_ERROR_OUT_OF_MEMORY;
@@ -360,10 +378,7 @@ hr_status hr_audit_json(const hr_audit *audit, double budget, char **out)
         json_t *report = report_object(&b, budget, choice);
         if (!b.failed) *out = json_dumps(report, JSON_COMPACT | JSON_REAL_PRECISION(7));
         json_decref(report);
-        if (!*out)
-            status = hr_fail(HR_ERROR_OUT_OF_MEMORY,
-                             "the report could not be built: out of memory, or a path or model "
-                             "name that is not UTF-8");
+        if (!*out) status = hr_fail(HR_ERROR_OUT_OF_MEMORY, "out of memory for the report");
     }
     free(choice);
     return status;

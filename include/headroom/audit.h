@@ -89,10 +89,14 @@ typedef struct hr_audit_options {
     int32_t recipe_count;
     const char *const *observers; /* for recipes with static scales; NULL: absmax */
     int32_t observer_count;
-    const hr_profile *profile; /* used instead of calibrating, for recipes it fits */
-    const int32_t *layers;     /* layer numbers, each once; NULL: all */
+    /*
+     * Used instead of calibrating, for recipes whose static scales it has; HR_ERROR_NOT_FOUND
+     * when it lacks a layer that is audited.
+     */
+    const hr_profile *profile;
+    const int32_t *layers; /* layer numbers, each once; NULL: all */
     int32_t layer_count;
-    int32_t threads; /* 0: OpenMP's default */
+    int32_t threads; /* of the timed runs; 0: OpenMP's default, which all else uses */
     int32_t repeats; /* timed runs a config; 0: 7 */
     int32_t top_k;   /* 0: 8 */
     hr_progress progress;
