@@ -270,6 +270,17 @@ class BadPairs(CliTest):
             1, "run", self.rec, "--profile", profile, "-o", self.dir / "out", says="layer 1"
         )
 
+    def test_audit_finds_the_missing_layer_before_it_works(self):
+        profile = self.calibrate("p.safetensors", None, "--layers", "0")
+        self.fails(
+            1, "audit", self.rec, "--profile", profile, "-o", self.dir / "r", says="no layer 1",
+            left=("r",),
+        )
+        self.ok(
+            "audit", self.rec, "--profile", profile, "--layers", "0", "--recipe", "fp8",
+            "--repeats", 1, "-o", self.dir / "r",
+        )
+
     def test_missing_layer_in_the_recording(self):
         self.fails(
             1, "calibrate", self.rec, "--layers", "5-6", "-o", self.dir / "out", says=("5-6", "0 to 1")
@@ -286,6 +297,43 @@ class BadPairs(CliTest):
             1, "run", self.rec, "--recipe", "int8", "--kernel", "attention_bf16_portable",
             "-o", self.dir / "out", says="attention_bf16_portable",
         )
+
+
+class OddNames(CliTest):
+    def test_paths_that_are_not_utf8(self):
+        folder = os.fsencode(self.dir)
+        rec, out = folder + b"/r\xff.safetensors", folder + b"/o\xfe.safetensors"
+        os.rename(self.rec, rec)
+        for command, key, name in (
+            (("calibrate", "-o", out), "profile", "o\\xfe.safetensors"),
+            (("pack", "--recipe", "int8", "-o", out), "packed", "o\\xfe.safetensors"),
+            (("run", "--recipe", "int8", "-o", out), "output", "o\\xfe.safetensors"),
+            (("inspect",), "file", "r\\xff.safetensors"),
+            (("audit", "--recipe", "bf16", "--repeats", "1", "-o", folder + b"/\xfd"),
+             "recording", "r\\xff.safetensors"),
+        ):
+            with self.subTest(command[0]):
+                result = subprocess.run([CLI, *command, rec, "--json"], capture_output=True)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                value = json.loads(result.stdout)[key]
+                self.assertTrue((value["path"] if key == "recording" else value).endswith(name))
+
+    def test_control_characters_stay_out_of_the_terminal(self):
+        self.fails(1, "inspect", self.dir / "a\nb\x1b[31m", says="a\\x0ab\\x1b[31m")
+        metadata = {**files.recording_metadata(), "headroom.model": "m\x1b[31m\nn", "x\ty": "z"}
+        path = files.recording(self.dir / "odd.safetensors", files.recording_tensors(), metadata)
+        text = self.ok("inspect", path).stdout
+        self.assertIn("m\\x1b[31m\\x0an", text)
+        self.assertIn("x\\x09y", text)
+        document = json.loads(self.ok("inspect", path, "--json").stdout)
+        self.assertEqual(document["metadata"], metadata)
+
+    def test_long_model_name(self):
+        metadata = {**files.recording_metadata(), "headroom.model": "x" + "\u00e9" * 400}
+        path = files.recording(self.dir / "long.safetensors", files.recording_tensors(), metadata)
+        out = self.dir / "out.safetensors"
+        document = json.loads(self.ok("run", path, "--recipe", "bf16", "-o", out, "--json").stdout)
+        self.assertEqual(document["model"], metadata["headroom.model"])
 
 
 class BadOutputs(CliTest):
@@ -328,6 +376,16 @@ class BadOutputs(CliTest):
         for command in self.writers("/proc/out.safetensors"):
             with self.subTest(command[0]):
                 self.fails(1, *command, says="/proc/out.safetensors")
+
+    def test_output_is_the_input(self):
+        original = self.rec.read_bytes()
+        link = self.dir / "link.safetensors"
+        link.symlink_to(self.rec)
+        for out in (self.rec, link):
+            for command in list(self.writers(out))[:3]:
+                with self.subTest((command[0], out.name)):
+                    self.fails(2, *command, says=str(out))
+        self.assertEqual(self.rec.read_bytes(), original)
 
     def test_output_is_a_folder(self):
         for command in self.writers(self.dir):
@@ -374,6 +432,9 @@ class Usage(CliTest):
             (("calibrate", self.rec, "-o", out, "--granularity", "row"), "head"),
             (("calibrate", self.rec, "-o", out, "--threads", "many"), "--threads"),
             (("calibrate", self.rec, "-o", out, "--layers", "5-2"), "--layers"),
+            (("calibrate", self.rec, "-o", out, "--layers", "0-"), "--layers"),
+            (("calibrate", self.rec, "-o", out, "--layers", "0-4294967296"), "--layers"),
+            (("audit", self.rec, "-o", out, "--observer", "absmax,median"), "median"),
             (("run", self.rec, "-o", out), "--profile"),
             (("synth", "-o", out), "MODE"),
             (("audit", self.rec, "-o", out, "--budget", "-1"), "--budget"),
@@ -394,10 +455,11 @@ class Usage(CliTest):
         self.fails(1, "bench", "--filter", "nosuch", says="nosuch")
 
     def test_bad_isa_variable(self):
-        self.fails(
-            1, "run", self.rec, "--recipe", "bf16", "-o", self.dir / "x", says="avx9",
-            env={**os.environ, "HEADROOM_ISA": "avx9"},
-        )
+        for command in (
+            ("run", self.rec, "--recipe", "bf16", "-o", self.dir / "x"), ("kernels",), ("bench",)
+        ):
+            with self.subTest(command[0]):
+                self.fails(1, *command, says="avx9", env={**os.environ, "HEADROOM_ISA": "avx9"})
 
 
 if __name__ == "__main__":

@@ -4,21 +4,39 @@
 #include "cli.h"
 
 #include <errno.h>
+#include <libgen.h>
 #include <limits.h>
 #include <math.h>
+#include <omp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 const char *cli_verb = "";
 
+void cli_put_text(FILE *stream, const char *text)
+{
+    for (; *text; text++) {
+        unsigned char byte = (unsigned char)*text;
+        if (byte < 0x20 || byte == 0x7f)
+            fprintf(stream, "\\x%02x", byte);
+        else
+            fputc(byte, stream);
+    }
+}
+
 static int report(int code, const char *format, va_list arguments)
 {
+    char *message = NULL;
     cli_progress_end();
     fprintf(stderr, "headroom %s: ", cli_verb);
-    vfprintf(stderr, format, arguments);
+    if (vasprintf(&message, format, arguments) >= 0) {
+        cli_put_text(stderr, message);
+        free(message);
+    }
     fputc('\n', stderr);
     return code;
 }
@@ -67,18 +85,21 @@ long cli_number(const char *option, const char *text, long low, long high)
     return value;
 }
 
+/* Digits only; -1 for anything else or a number above INT_MAX - 1. */
+static int layer_number(const char *text, const char **end)
+{
+    long number = 0;
+    for (*end = text; **end >= '0' && **end <= '9' && number < INT_MAX; ++*end)
+        number = 10 * number + (**end - '0');
+    return *end != text && number < INT_MAX ? (int)number : -1;
+}
+
 static void parse_layers(const char *text, cli_common *common)
 {
-    int first, last, used = 0;
-    if (sscanf(text, "%d-%d%n", &first, &last, &used) == 2 && text[used] == 0) {
-        common->first = first;
-        common->last = last;
-    } else if (sscanf(text, "%d%n", &first, &used) == 1 && text[used] == 0) {
-        common->first = common->last = first;
-    } else {
-        used = 0;
-    }
-    if (used == 0 || common->first < 0 || common->last < common->first)
+    const char *end;
+    common->first = common->last = layer_number(text, &end);
+    if (*end == '-') common->last = layer_number(end + 1, &end);
+    if (*end != 0 || common->first < 0 || common->last < common->first)
         cli_bad_argument("--layers is \"%s\"; it takes a number or a range such as 0-5", text);
 }
 
@@ -91,6 +112,7 @@ static error_t parse_common(int key, char *argument, struct argp_state *state)
         return 0;
     case 't':
         common->threads = (int)cli_number("--threads", argument, 1, 4096);
+        omp_set_num_threads(common->threads); /* for what takes no number of its own */
         return 0;
     case 'l':
         parse_layers(argument, common);
@@ -150,6 +172,25 @@ int cli_select_layers(const cli_common *common, const hr_recording *recording, i
                     info.path, common->first, common->last, info.layer_count, lowest, highest);
 }
 
+int cli_check_output(const char *output, const char *const *inputs, int count)
+{
+    struct stat target, input;
+    bool exists = stat(output, &target) == 0;
+    if (exists && S_ISDIR(target.st_mode))
+        return cli_fail("%s: cannot write: it is a directory, not a regular file", output);
+    for (int i = 0; exists && i < count; i++)
+        if (inputs[i] && stat(inputs[i], &input) == 0 && input.st_dev == target.st_dev &&
+            input.st_ino == target.st_ino)
+            return cli_usage("-o %s is the input %s; it would be overwritten", output, inputs[i]);
+    char *copy = strdup(output);
+    if (!copy) return cli_fail("out of memory");
+    int code = CLI_OK;
+    if (access(dirname(copy), W_OK | X_OK) != 0)
+        code = cli_fail("%s: cannot create a file in its directory: %s", output, strerror(errno));
+    free(copy);
+    return code;
+}
+
 static bool bar_drawn;
 
 void cli_progress(double fraction, const char *what)
@@ -157,8 +198,9 @@ void cli_progress(double fraction, const char *what)
     enum { WIDTH = 30 };
     if (!isatty(STDERR_FILENO)) return;
     int filled = (int)(fraction * WIDTH);
-    fprintf(stderr, "\r\033[K[%.*s%.*s] %3.0f%%  %.40s", filled, "##############################",
-            WIDTH - filled, "..............................", 100 * fraction, what);
+    fprintf(stderr, "\r\033[K[%.*s%.*s] %3.0f%%  ", filled, "##############################",
+            WIDTH - filled, "..............................", 100 * fraction);
+    cli_put_text(stderr, what);
     fflush(stderr);
     bar_drawn = true;
 }
@@ -183,10 +225,26 @@ int cli_print_json(json_t *document)
 {
     char *text = document ? json_dumps(document, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) : NULL;
     json_decref(document);
-    if (!text) return cli_fail("out of memory, or a name that is not UTF-8, in the JSON output");
+    if (!text) return cli_fail("out of memory for the JSON output");
     puts(text);
     free(text);
     return cli_finish_output();
+}
+
+json_t *cli_path(const char *path)
+{
+    json_t *text = json_string(path);
+    if (text) return text;
+    char *escaped = NULL;
+    size_t size;
+    FILE *stream = open_memstream(&escaped, &size);
+    if (!stream) return NULL;
+    for (; *path; path++)
+        fprintf(stream, *path & 0x80 ? "\\x%02x" : "%c", (unsigned char)*path);
+    fclose(stream);
+    text = json_string(escaped);
+    free(escaped);
+    return text;
 }
 
 json_t *cli_figure(double value)

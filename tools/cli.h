@@ -11,6 +11,7 @@
 #include <argp.h>
 #include <jansson.h>
 #include <stdbool.h>
+#include <stdio.h>
 
 #include "headroom/headroom.h"
 
@@ -56,6 +57,15 @@ int cli_fail_library(const char *context);
 int cli_select_layers(const cli_common *common, const hr_recording *recording, int32_t **layers,
                       int32_t *count);
 
+/*
+ * Before the work: whether `output` could be written. A directory or an unwritable folder is
+ * CLI_FAILED, one of the inputs (NULL entries are skipped) CLI_USAGE.
+ */
+int cli_check_output(const char *output, const char *const *inputs, int count);
+
+/* Text that may hold anything, on one line: control characters are written as \xNN. */
+void cli_put_text(FILE *stream, const char *text);
+
 /* The bar is drawn only on a terminal and erased by cli_progress_end. */
 void cli_progress(double fraction, const char *what);
 void cli_progress_end(void);
@@ -68,6 +78,9 @@ int cli_finish_output(void);
 
 /* A finite number, or null. */
 json_t *cli_figure(double value);
+
+/* A path as a JSON string; where it is not UTF-8, bytes above ASCII are written as \xNN. */
+json_t *cli_path(const char *path);
 
 /* {"max_abs":..., ...} as in the report. */
 json_t *cli_error_object(const hr_error *error);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "layer_input.h"
 #include "report_page.h"
@@ -115,6 +116,12 @@ static int parse_observers(char *text, const char **observers, int32_t *count)
     for (char *word = text ? strtok_r(text, ", ", &rest) : NULL; word;
          word = strtok_r(NULL, ", ", &rest)) {
         if (*count == LIST_MAX) return cli_usage("--observer lists more than %d", LIST_MAX);
+        /* The library would say the same, but after the recording was opened. */
+        hr_calibrator_options probe = {.recipe = *hr_recipe_preset(0), .observer = word};
+        hr_calibrator *calibrator;
+        if (hr_calibrator_create(&probe, &calibrator) != HR_OK)
+            return cli_usage("--observer: %s", hr_last_error());
+        hr_calibrator_free(calibrator);
         observers[(*count)++] = word;
     }
     return !text || *count > 0 ? CLI_OK : cli_usage("--observer is empty; give absmax, ...");
@@ -235,8 +242,12 @@ static int make_folder(const char *path)
     struct stat status;
     if (mkdir(path, 0777) == 0) return CLI_OK;
     int reason = errno;
-    if (reason == EEXIST && stat(path, &status) == 0 && S_ISDIR(status.st_mode)) return CLI_OK;
-    return cli_fail("%s: cannot make the folder: %s", path, strerror(reason));
+    if (reason != EEXIST || stat(path, &status) != 0)
+        return cli_fail("%s: cannot make the folder: %s", path, strerror(reason));
+    if (!S_ISDIR(status.st_mode)) return cli_fail("%s: is a file; -o takes a folder", path);
+    if (access(path, W_OK | X_OK) != 0)
+        return cli_fail("%s: cannot write into the folder: %s", path, strerror(errno));
+    return CLI_OK;
 }
 
 static int publish(const audit_arguments *arguments, const hr_audit *audit)

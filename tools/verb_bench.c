@@ -211,6 +211,7 @@ int verb_bench(int argc, char **argv)
 
     bench_state state = {.repeats = (int32_t)arguments.repeats,
                          .threads = arguments.common.threads};
+    if (hr_isa_mask() == 0) return cli_fail_library(NULL);
     int code = bench_state_init(&state);
     json_t *rows = json_array();
     if (code == CLI_OK && !arguments.common.json) print_heading();
@@ -219,9 +220,12 @@ int verb_bench(int argc, char **argv)
         if (hr_isa_mask() >> kernel->isa & 1) code = bench_kernel(&arguments, kernel, &state, rows);
     }
     if (code == CLI_OK && state.cases == 0)
-        code = cli_fail("no case matches --filter \"%s\"; cases are named "
-                        "KERNEL/d<head_dim>/q<seqlen_q>/kv<seqlen_kv>/<full|causal>",
-                        arguments.filter ? arguments.filter : "*");
+        code = arguments.filter
+                   ? cli_fail("no case matches --filter \"%s\"; cases are named "
+                              "KERNEL/d<head_dim>/q<seqlen_q>/kv<seqlen_kv>/<full|causal>",
+                              arguments.filter)
+                   : cli_fail("no kernel takes a --head-dim given; multiples of 8 up to 256 "
+                              "are accepted");
     if (code == CLI_OK && arguments.common.json) code = print_result(&state, json_incref(rows));
     json_decref(rows);
     bench_state_free(&state);

@@ -68,15 +68,14 @@ static error_t parse(int key, char *text, struct argp_state *state)
 
 static int make_recipe(const calibrate_arguments *arguments, hr_recipe *recipe)
 {
-    char text[512];
+    char *text = NULL;
     const char *granularity = arguments->granularity;
-    if (granularity)
-        snprintf(text, sizeof text, "%s%cqkv.granularity=%s", arguments->recipe,
-                 strchr(arguments->recipe, ':') ? ',' : ':', granularity);
-    else
-        snprintf(text, sizeof text, "%s", arguments->recipe);
-    if (hr_recipe_parse(text, recipe) != HR_OK) return cli_usage("%s", hr_last_error());
-    return CLI_OK;
+    if (asprintf(&text, granularity ? "%s%cqkv.granularity=%s" : "%s", arguments->recipe,
+                 strchr(arguments->recipe, ':') ? ',' : ':', granularity) < 0)
+        return cli_fail("out of memory");
+    int code = hr_recipe_parse(text, recipe) == HR_OK ? CLI_OK : cli_usage("%s", hr_last_error());
+    free(text);
+    return code;
 }
 
 static int observe_recording(const calibrate_arguments *arguments, hr_calibrator *calibrator,
@@ -126,10 +125,11 @@ static int report(const calibrate_arguments *arguments, const hr_profile *profil
         json_t *warnings = json_array();
         for (int32_t i = 0; i < info.warning_count; i++)
             json_array_append_new(warnings, json_string(hr_profile_warning(profile, i)));
-        return cli_print_json(json_pack(
-            "{ss ss ss ss si sI ss so}", "profile", arguments->output, "model", info.model,
-            "recipe", info.recipe.name, "observer", info.observer, "layers", info.layer_count,
-            "tokens", (json_int_t)info.tokens, "data_hash", info.data_hash, "warnings", warnings));
+        return cli_print_json(json_pack("{so ss ss ss si sI ss so}", "profile",
+                                        cli_path(arguments->output), "model", info.model, "recipe",
+                                        info.recipe.name, "observer", info.observer, "layers",
+                                        info.layer_count, "tokens", (json_int_t)info.tokens,
+                                        "data_hash", info.data_hash, "warnings", warnings));
     }
     for (int32_t i = 0; i < info.warning_count; i++)
         fprintf(stderr, "headroom calibrate: warning: %s\n", hr_profile_warning(profile, i));
@@ -166,7 +166,9 @@ int verb_calibrate(int argc, char **argv)
     if (status != HR_OK) return cli_fail_library(NULL);
 
     hr_profile *profile = NULL;
-    code = observe_all(&arguments, calibrator);
+    code = cli_check_output(arguments.output, (const char *const *)arguments.recordings,
+                            arguments.recording_count);
+    if (code == CLI_OK) code = observe_all(&arguments, calibrator);
     if (code == CLI_OK && (hr_calibrator_finish(calibrator, NULL, 0, &profile) != HR_OK ||
                            hr_profile_write(profile, arguments.output) != HR_OK))
         code = cli_fail_library(NULL);

@@ -29,16 +29,6 @@ static error_t parse(int key, char *text, struct argp_state *state)
     }
 }
 
-/* The metadata Headroom writes; others' keys are listed by any safetensors reader. */
-static const char *const metadata_keys[] = {
-    "headroom.kind",     "headroom.version", "headroom.model",     "headroom.recipe",
-    "headroom.observer", "headroom.tokens",  "headroom.causal",    "headroom.softmax_scale",
-    "headroom.rope",     "headroom.kernel",  "headroom.data_hash", "headroom.hadamard_seed",
-    "headroom.warnings",
-};
-
-enum { KEY_COUNT = sizeof metadata_keys / sizeof metadata_keys[0] };
-
 /* True for a tensor of a layer outside --layers; tensors of no layer are always shown. */
 static bool left_out(const cli_common *common, const char *name)
 {
@@ -60,31 +50,48 @@ static int print_document(const inspect_arguments *arguments, const hr_safetenso
                           const char *hash)
 {
     json_t *metadata = json_object(), *tensors = json_array();
-    for (int i = 0; i < KEY_COUNT; i++) {
-        const char *value = hr_safetensors_metadata(file, metadata_keys[i]);
-        if (value) json_object_set_new(metadata, metadata_keys[i], json_string(value));
-    }
+    const char *key;
+    for (int64_t i = 0; (key = hr_safetensors_metadata_key(file, i)); i++)
+        json_object_set_new(metadata, key, json_string(hr_safetensors_metadata(file, key)));
     for (int64_t i = 0; i < hr_safetensors_count(file); i++) {
         hr_tensor tensor = hr_safetensors_tensor(file, i);
         const char *name = hr_safetensors_name(file, i);
         if (!left_out(&arguments->common, name))
             json_array_append_new(tensors, tensor_object(name, &tensor));
     }
-    return cli_print_json(json_pack("{ss so so ss}", "file", arguments->file, "metadata", metadata,
-                                    "tensors", tensors, "data_hash", hash));
+    return cli_print_json(json_pack("{so so so ss}", "file", cli_path(arguments->file), "metadata",
+                                    metadata, "tensors", tensors, "data_hash", hash));
+}
+
+/* Files are not trusted: their text must not reach the terminal as control sequences. */
+static void print_column(const char *text, size_t width)
+{
+    cli_put_text(stdout, text);
+    for (size_t used = strlen(text); used < width; used++)
+        putchar(' ');
+}
+
+static void print_pair(const char *key, const char *value)
+{
+    printf("  ");
+    print_column(key, 22);
+    putchar(' ');
+    cli_put_text(stdout, value);
+    putchar('\n');
 }
 
 static void print_text(const inspect_arguments *arguments, const hr_safetensors *file,
                        const char *hash)
 {
     const char *kind = hr_safetensors_metadata(file, "headroom.kind");
-    printf("%s: %s, %lld tensors\n", arguments->file, kind ? kind : "a safetensors file of no kind",
-           (long long)hr_safetensors_count(file));
-    for (int i = 1; i < KEY_COUNT; i++) {
-        const char *value = hr_safetensors_metadata(file, metadata_keys[i]);
-        if (value) printf("  %-22s %s\n", metadata_keys[i], value);
-    }
-    printf("  %-22s %s\n", "data (xxh3-128)", hash);
+    cli_put_text(stdout, arguments->file);
+    printf(": ");
+    cli_put_text(stdout, kind ? kind : "a safetensors file of no kind");
+    printf(", %lld tensors\n", (long long)hr_safetensors_count(file));
+    const char *key;
+    for (int64_t i = 0; (key = hr_safetensors_metadata_key(file, i)); i++)
+        if (strcmp(key, "headroom.kind") != 0) print_pair(key, hr_safetensors_metadata(file, key));
+    print_pair("data (xxh3-128)", hash);
     for (int64_t i = 0; i < hr_safetensors_count(file); i++) {
         hr_tensor tensor = hr_safetensors_tensor(file, i);
         const char *name = hr_safetensors_name(file, i);
@@ -95,8 +102,9 @@ static void print_text(const inspect_arguments *arguments, const hr_safetensors 
             used += (size_t)snprintf(shape + used, sizeof shape - used, "%s%lld", d ? ", " : "",
                                      (long long)tensor.shape[d]);
         double bytes = (double)hr_tensor_size(&tensor) * hr_dtype_bits(tensor.dtype) / 8;
-        printf("  %-44s %-5s [%s]  %s\n", name, hr_dtype_name(tensor.dtype), shape,
-               cli_bytes(bytes));
+        printf("  ");
+        print_column(name, 44);
+        printf(" %-5s [%s]  %s\n", hr_dtype_name(tensor.dtype), shape, cli_bytes(bytes));
     }
 }
 

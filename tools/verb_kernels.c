@@ -87,6 +87,7 @@ int verb_kernels(int argc, char **argv)
     cli_parse(&argp, argc, argv, &common);
 
     uint32_t mask = hr_isa_mask();
+    if (mask == 0) return cli_fail_library(NULL);
     if (common.json) {
         json_t *rows = json_array();
         for (int i = 0; i < hr_kernel_count(); i++)

@@ -94,8 +94,8 @@ static int report(const pack_arguments *arguments, const layer_input *input,
     }
     double bits = 8.0 * (double)bytes / (double)elements;
     if (arguments->common.json)
-        return cli_print_json(json_pack("{ss ss si sI sf}", "packed", arguments->output, "recipe",
-                                        input->recipe.name, "layers", input->layer_count,
+        return cli_print_json(json_pack("{so ss si sI sf}", "packed", cli_path(arguments->output),
+                                        "recipe", input->recipe.name, "layers", input->layer_count,
                                         "kv_bytes", (json_int_t)bytes, "kv_bits", bits));
     printf("%s: %s, %d layers, K and V take %s, %.2f bits an element (BF16: 16)\n",
            arguments->output, input->recipe.name, input->layer_count, cli_bytes((double)bytes),
@@ -136,8 +136,11 @@ int verb_pack(int argc, char **argv)
     };
     pack_arguments arguments = {.common = cli_common_defaults()};
     cli_parse(&argp, argc, argv, &arguments);
-    layer_input input;
-    int code = layer_input_open(&input, &arguments.common, arguments.recording, arguments.profile,
+    layer_input input = {0};
+    int code = cli_check_output(arguments.output,
+                                (const char *[]){arguments.recording, arguments.profile}, 2);
+    if (code == CLI_OK)
+        code = layer_input_open(&input, &arguments.common, arguments.recording, arguments.profile,
                                 arguments.recipe);
     if (code == CLI_OK) code = pack(&arguments, &input);
     layer_input_close(&input);

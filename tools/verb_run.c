@@ -71,7 +71,7 @@ typedef struct layer_output {
 typedef struct run_result {
     layer_output *layers;
     int32_t count;
-    char recipe[HR_RECIPE_NAME_BYTES], model[256];
+    char recipe[HR_RECIPE_NAME_BYTES], *model;
     bool against_dequantized; /* a packed file has no originals: e_kernel, not e_total */
 } run_result;
 
@@ -170,9 +170,9 @@ static int run_recording(const run_arguments *arguments, run_result *result)
                                 arguments->recipe);
     if (code == CLI_OK) {
         snprintf(result->recipe, sizeof result->recipe, "%s", input.recipe.name);
-        snprintf(result->model, sizeof result->model, "%s", input.info.model);
+        result->model = strdup(input.info.model);
         result->layers = calloc((size_t)input.layer_count, sizeof *result->layers);
-        if (!result->layers) code = cli_fail("out of memory");
+        if (!result->model || !result->layers) code = cli_fail("out of memory");
     }
     for (int32_t i = 0; code == CLI_OK && i < input.layer_count; i++) {
         result->count = i + 1;
@@ -230,10 +230,10 @@ static int run_packed(const run_arguments *arguments, run_result *result)
     if (hr_packed_read(arguments->file, &file) != HR_OK) return cli_fail_library(NULL);
     hr_packed_file_info info = hr_packed_file_get_info(file);
     snprintf(result->recipe, sizeof result->recipe, "%s", info.recipe.name);
-    snprintf(result->model, sizeof result->model, "%s", info.model);
+    result->model = strdup(info.model);
     result->against_dequantized = true;
     result->layers = calloc((size_t)info.layer_count, sizeof *result->layers);
-    int code = result->layers ? CLI_OK : cli_fail("out of memory");
+    int code = result->model && result->layers ? CLI_OK : cli_fail("out of memory");
     for (int32_t i = 0; code == CLI_OK && i < info.layer_count; i++) {
         int32_t number;
         const hr_packed_layer *packed = hr_packed_file_layer(file, i, &number);
@@ -294,17 +294,32 @@ static int report_json(const run_arguments *arguments, const run_result *result)
             layers, json_pack("{si ss so}", "layer", layer->layer, "kernel", layer->kernel, "error",
                               arguments->check ? cli_error_object(&layer->error) : json_null()));
     }
-    return cli_print_json(json_pack("{ss ss ss ss? so}", "output", arguments->output, "model",
-                                    result->model, "recipe", result->recipe, "error_against",
+    return cli_print_json(json_pack("{so ss ss ss? so}", "output", cli_path(arguments->output),
+                                    "model", result->model, "recipe", result->recipe,
+                                    "error_against",
                                     !arguments->check             ? NULL
                                     : result->against_dequantized ? "ref64(dequantized inputs)"
                                                                   : "ref64(original inputs)",
                                     "layers", layers));
 }
 
+static int check_finite(const run_result *result)
+{
+    for (int32_t i = 0; i < result->count; i++) {
+        const hr_error *e = &result->layers[i].error;
+        if (e->nonfinite > 0)
+            return cli_fail("layer %d: %lld of %lld output elements are not finite",
+                            result->layers[i].layer, (long long)e->nonfinite, (long long)e->count);
+    }
+    return CLI_OK;
+}
+
 static int report(const run_arguments *arguments, const run_result *result)
 {
-    if (arguments->common.json) return report_json(arguments, result);
+    if (arguments->common.json) {
+        int code = report_json(arguments, result);
+        return code == CLI_OK && arguments->check ? check_finite(result) : code;
+    }
     printf("%s: %d layers with %s (%s)\n", arguments->output, result->count,
            result->layers[0].kernel, result->recipe);
     if (!arguments->check) return CLI_OK;
@@ -315,11 +330,8 @@ static int report(const run_arguments *arguments, const run_result *result)
         const hr_error *e = &result->layers[i].error;
         printf("%5d %12.3e %12.8f %12.3e %12.3e\n", result->layers[i].layer, e->rel_l2, e->cosine,
                e->rmse, e->max_abs);
-        if (e->nonfinite > 0)
-            return cli_fail("layer %d: %lld of %lld output elements are not finite",
-                            result->layers[i].layer, (long long)e->nonfinite, (long long)e->count);
     }
-    return CLI_OK;
+    return check_finite(result);
 }
 
 /* Which of the two inputs a file is, by the kind it says it is. */
@@ -350,7 +362,9 @@ int verb_run(int argc, char **argv)
 
     run_result result = {0};
     bool packed = false;
-    int code = is_packed(arguments.file, &packed);
+    int code =
+        cli_check_output(arguments.output, (const char *[]){arguments.file, arguments.profile}, 2);
+    if (code == CLI_OK) code = is_packed(arguments.file, &packed);
     if (code == CLI_OK)
         code = packed ? run_packed(&arguments, &result) : run_recording(&arguments, &result);
     if (code == CLI_OK) code = write_result(arguments.output, &result);
@@ -360,5 +374,6 @@ int verb_run(int argc, char **argv)
         free(result.layers[i].lse);
     }
     free(result.layers);
+    free(result.model);
     return code;
 }

@@ -131,11 +131,11 @@ int verb_synth(int argc, char **argv)
 
     if (hr_synth_write(o, arguments.output) != HR_OK) return cli_fail_library(NULL);
     if (arguments.common.json)
-        return cli_print_json(
-            json_pack("{ss ss si si si si si si sI sb sb}", "recording", arguments.output, "mode",
-                      o->mode, "layers", o->layers, "num_heads", o->num_heads, "num_kv_heads",
-                      o->num_kv_heads, "head_dim", o->head_dim, "tokens", o->tokens, "batch",
-                      o->batch, "seed", (json_int_t)o->seed, "causal", o->causal, "rope", o->rope));
+        return cli_print_json(json_pack(
+            "{so ss si si si si si si sI sb sb}", "recording", cli_path(arguments.output), "mode",
+            o->mode, "layers", o->layers, "num_heads", o->num_heads, "num_kv_heads",
+            o->num_kv_heads, "head_dim", o->head_dim, "tokens", o->tokens, "batch", o->batch,
+            "seed", (json_int_t)o->seed, "causal", o->causal, "rope", o->rope));
     printf("%s: %s, %d layers, %d heads (%d KV), head_dim %d, %d tokens\n", arguments.output,
            o->mode, o->layers, o->num_heads, o->num_kv_heads, o->head_dim, o->tokens);
     return CLI_OK;
