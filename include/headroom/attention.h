@@ -1,8 +1,9 @@
 /*
  * Attention over packed operands: plan once, run many times.
  *
- *     S = softmax_scale * Q K^T (+ softcap, ALiBi)     O = softmax(S + mask) V     LSE = ln sum exp
- * S
+ *     S = softmax_scale * Q K^T (+ softcap, ALiBi)
+ *     O = softmax(S + mask) V
+ *     LSE = ln sum exp(S + mask)
  *
  * A problem describes shapes and features; hr_plan_create chooses the kernel (kernels.def, best
  * first) and hr_plan_layouts tells packing what that kernel reads. Softmax statistics and the
@@ -19,8 +20,11 @@ extern "C" {
 
 /*
  * Which keys a query sees. With d = seqlen_kv - seqlen_q of its sequence (bottom-right alignment,
- * as FlashAttention 2.1 and later), query i sees key j when j <= i + d                 if causal j
- * >= i + d - window_left   if window_left >= 0 j <= i + d + window_right  if window_right >= 0
+ * as FlashAttention 2.1 and later), query i sees key j when
+ *
+ *     j <= i + d                   if causal
+ *     j >= i + d - window_left     if window_left >= 0
+ *     j <= i + d + window_right    if window_right >= 0
  */
 typedef struct hr_mask {
     bool causal;
