@@ -123,13 +123,14 @@ static error_t parse_common(int key, char *argument, struct argp_state *state)
 }
 
 static const struct argp_option common_options[] = {
+    {"layers", 'l', "A-B", 0, "Only layers A to B (or one layer A)", 10},
     {"json", 'j', NULL, 0, "Print one JSON document on standard output", 10},
     {"threads", 't', "N", 0, "Threads to use (default: all processors)", 10},
-    {"layers", 'l', "A-B", 0, "Only layers A to B (or one layer A)", 10},
     {0},
 };
 
 const struct argp cli_common_argp = {.options = common_options, .parser = parse_common};
+const struct argp cli_output_argp = {.options = common_options + 1, .parser = parse_common};
 
 cli_common cli_common_defaults(void)
 {

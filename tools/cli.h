@@ -25,6 +25,7 @@ typedef struct cli_common {
 } cli_common;
 
 extern const struct argp cli_common_argp;
+extern const struct argp cli_output_argp; /* without --layers, which is a number in synth */
 cli_common cli_common_defaults(void);
 
 /*
