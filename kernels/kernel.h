@@ -29,6 +29,9 @@
  * and sequence: TENSOR and HEAD one value; TOKEN one a token; BLOCK one a block of `block` tokens;
  * CHANNEL head_dim values; GROUP head_dim / block values a token. zero_point runs parallel to
  * scale.
+ *
+ * Codes of ROWS layout, and scales by token or group, are found through hr_kernel_slot: K and V may
+ * be in pages (HR_FEATURE_PAGED), and then codes and scale point at slot 0 of the head in page 0.
  */
 typedef struct hr_kernel_operand {
     const void *codes;
@@ -37,7 +40,18 @@ typedef struct hr_kernel_operand {
     hr_dtype dtype;
     hr_granularity granularity;
     int32_t block;
+    const int32_t *pages; /* of this sequence; NULL: not paged */
+    int32_t page_size;    /* tokens */
+    int64_t page_slots;   /* from one page's slots of a head to the next page's */
 } hr_kernel_operand;
+
+/* Where a token of the sequence is, in rows of codes and in tokens' scales. */
+static inline int64_t hr_kernel_slot(const hr_kernel_operand *operand, int64_t token)
+{
+    if (!operand->pages) return token;
+    const int32_t i = (int32_t)token, page = i / operand->page_size;
+    return operand->pages[page] * operand->page_slots + (i - page * operand->page_size);
+}
 
 typedef struct hr_kernel_args {
     int32_t head_dim;

@@ -104,10 +104,15 @@ static hr_status copy_problem(hr_plan *plan, const hr_attention_problem *problem
     plan->problem = *problem;
     HR_TRY(copy_array(problem->cu_seqlens_q, offsets, sizeof(int32_t), &plan->cu_seqlens_q));
     HR_TRY(copy_array(problem->cu_seqlens_kv, offsets, sizeof(int32_t), &plan->cu_seqlens_kv));
+    if (problem->paging.page_size)
+        HR_TRY(copy_array(problem->paging.block_table,
+                          (size_t)problem->batch * (size_t)problem->paging.max_pages,
+                          sizeof(int32_t), &plan->block_table));
     HR_TRY(copy_array(problem->alibi_slopes, heads, sizeof(float), &plan->alibi_slopes));
     HR_TRY(copy_array(problem->sinks, heads, sizeof(float), &plan->sinks));
     plan->problem.cu_seqlens_q = plan->cu_seqlens_q;
     plan->problem.cu_seqlens_kv = plan->cu_seqlens_kv;
+    plan->problem.paging.block_table = plan->block_table;
     plan->problem.alibi_slopes = plan->alibi_slopes;
     plan->problem.sinks = plan->sinks;
     return HR_OK;
@@ -179,6 +184,7 @@ void hr_plan_free(hr_plan *plan)
     if (!plan) return;
     free(plan->cu_seqlens_q);
     free(plan->cu_seqlens_kv);
+    free(plan->block_table);
     free(plan->alibi_slopes);
     free(plan->sinks);
     free(plan->tasks);

@@ -18,7 +18,7 @@ typedef struct hr_task {
 
 struct hr_plan {
     hr_attention_problem problem; /* its arrays point to the copies below */
-    int32_t *cu_seqlens_q, *cu_seqlens_kv;
+    int32_t *cu_seqlens_q, *cu_seqlens_kv, *block_table;
     float *alibi_slopes, *sinks;
     hr_recipe recipe;
     const hr_kernel *kernel;
@@ -39,7 +39,27 @@ hr_kernel_args hr_sequence_args(const hr_attention_problem *problem, int32_t seq
 /* Fills tasks, task_count and flops of a plan whose problem and kernel are set. */
 hr_status hr_plan_build_tasks(hr_plan *plan) HR_NODISCARD;
 
+/* What one run reads and writes: K and V either packed or in a cache. */
+typedef struct hr_plan_io {
+    const hr_packed *q, *k, *v;
+    const hr_kv_cache *cache; /* NULL: k and v */
+    const hr_tensor *o, *lse;
+} hr_plan_io;
+
 /* HR_ERROR_MISMATCH, naming the field, unless the operands are what the plan's kernel reads. */
-hr_status hr_plan_check_operands(const hr_plan *plan, const hr_packed_layer *operands) HR_NODISCARD;
+hr_status hr_plan_check_operands(const hr_plan *plan, const hr_plan_io *io) HR_NODISCARD;
+
+/* The same for the cache of a paged plan, against which io->q is checked too. */
+hr_status hr_plan_check_cache(const hr_plan *plan, const hr_plan_io *io) HR_NODISCARD;
+
+/* Both of K and V, or Q, against the plan's recipe and problem. */
+hr_status hr_plan_check_recipe(const char *name, const hr_operand_recipe *has,
+                               const hr_operand_recipe *wanted) HR_NODISCARD;
+hr_status hr_plan_check_rope(const char *name, const hr_rope *has,
+                             const hr_rope *wanted) HR_NODISCARD;
+
+/* K or V of a cache as the kernel sees it from one KV head of one sequence. */
+hr_kernel_operand hr_plan_paged_operand(const hr_plan *plan, const hr_kv_cache *cache,
+                                        hr_operand operand, int32_t kv_head, int32_t sequence);
 
 #endif

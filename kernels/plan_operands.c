@@ -5,6 +5,7 @@
 #include "pack_layout.h"
 #include "pack_scale.h"
 #include "plan.h"
+#include "rope_internal.h"
 #include "status_internal.h"
 
 static hr_status check_shape(const char *name, const hr_packed *packed,
@@ -37,8 +38,8 @@ static hr_status check_shape(const char *name, const hr_packed *packed,
 }
 
 /* `dynamic` is not compared: it says where scales came from, not how to read them. */
-static hr_status check_recipe(const char *name, const hr_operand_recipe *has,
-                              const hr_operand_recipe *wanted)
+hr_status hr_plan_check_recipe(const char *name, const hr_operand_recipe *has,
+                               const hr_operand_recipe *wanted)
 {
     if (has->dtype != wanted->dtype)
         return hr_fail(HR_ERROR_MISMATCH, "%s was packed with dtype %s; the plan has %s", name,
@@ -57,6 +58,17 @@ static hr_status check_recipe(const char *name, const hr_operand_recipe *has,
                        wanted->transform & HR_TRANSFORM_MEAN ? "mean smoothing" : "no smoothing",
                        wanted->transform & HR_TRANSFORM_HADAMARD ? "rotation" : "no rotation");
     return HR_OK;
+}
+
+hr_status hr_plan_check_rope(const char *name, const hr_rope *has, const hr_rope *wanted)
+{
+    if (hr_rope_equal(has, wanted)) return HR_OK;
+    return hr_fail(HR_ERROR_MISMATCH,
+                   "%s was rotated with rotary_dim %d, theta %g%s; the plan has rotary_dim %d, "
+                   "theta %g%s",
+                   name, has->rotary_dim, (double)has->theta,
+                   has->interleaved ? ", interleaved" : "", wanted->rotary_dim,
+                   (double)wanted->theta, wanted->interleaved ? ", interleaved" : "");
 }
 
 static hr_status check_storage(const char *name, const hr_packed *packed, hr_layout layout)
@@ -79,8 +91,9 @@ static hr_status check_storage(const char *name, const hr_packed *packed, hr_lay
     return HR_OK;
 }
 
-hr_status hr_plan_check_operands(const hr_plan *plan, const hr_packed_layer *operands)
+hr_status hr_plan_check_operands(const hr_plan *plan, const hr_plan_io *io)
 {
+    static const hr_rope no_rope = {0};
     const hr_attention_problem *problem = &plan->problem;
     const hr_kernel_info *info = &plan->kernel->info;
     const struct {
@@ -90,27 +103,30 @@ hr_status hr_plan_check_operands(const hr_plan *plan, const hr_packed_layer *ope
         hr_layout layout;
         int32_t num_heads;
         const int32_t *cu_seqlens;
-    } checks[] = {{"q", &operands->q, &plan->recipe.q, info->q_layout, problem->num_heads,
-                   problem->cu_seqlens_q},
-                  {"k", &operands->k, &plan->recipe.k, info->k_layout, problem->num_kv_heads,
-                   problem->cu_seqlens_kv},
-                  {"v", &operands->v, &plan->recipe.v, info->v_layout, problem->num_kv_heads,
-                   problem->cu_seqlens_kv}};
-    for (int i = 0; i < 3; i++) {
+        const hr_rope *rope;
+    } checks[] = {{"q", io->q, &plan->recipe.q, info->q_layout, problem->num_heads,
+                   problem->cu_seqlens_q, &problem->rope},
+                  {"k", io->k, &plan->recipe.k, info->k_layout, problem->num_kv_heads,
+                   problem->cu_seqlens_kv, &problem->rope},
+                  {"v", io->v, &plan->recipe.v, info->v_layout, problem->num_kv_heads,
+                   problem->cu_seqlens_kv, &no_rope}};
+    for (int i = 0; i < (io->cache ? 1 : 3); i++) {
         if (checks[i].packed->operand != (hr_operand)i)
             return hr_fail(HR_ERROR_MISMATCH, "%s was packed as another operand", checks[i].name);
         HR_TRY(check_shape(checks[i].name, checks[i].packed, problem, checks[i].num_heads,
                            checks[i].cu_seqlens));
-        HR_TRY(check_recipe(checks[i].name, &checks[i].packed->recipe, checks[i].recipe));
+        HR_TRY(hr_plan_check_recipe(checks[i].name, &checks[i].packed->recipe, checks[i].recipe));
+        HR_TRY(hr_plan_check_rope(checks[i].name, &checks[i].packed->rope, checks[i].rope));
         HR_TRY(check_storage(checks[i].name, checks[i].packed, checks[i].layout));
     }
-    if (operands->q.hadamard_seed != operands->k.hadamard_seed)
+    if (io->cache) HR_TRY(hr_plan_check_cache(plan, io));
+    uint64_t k_seed =
+        io->cache ? hr_kv_cache_view(io->cache, HR_OPERAND_K).hadamard_seed : io->k->hadamard_seed;
+    if (io->q->hadamard_seed != k_seed)
         return hr_fail(HR_ERROR_MISMATCH,
                        "q was rotated with seed %llu and k with seed %llu; they must be equal",
-                       (unsigned long long)operands->q.hadamard_seed,
-                       (unsigned long long)operands->k.hadamard_seed);
-    if (operands->k.recipe.transform & HR_TRANSFORM_MEAN && !operands->q.lse_bias &&
-        operands->q.total_tokens > 0)
+                       (unsigned long long)io->q->hadamard_seed, (unsigned long long)k_seed);
+    if (plan->recipe.k.transform & HR_TRANSFORM_MEAN && !io->q->lse_bias && io->q->total_tokens > 0)
         return hr_fail(HR_ERROR_MISMATCH,
                        "k was smoothed by its mean, but q has no lse_bias: pack q with k_mean");
     return HR_OK;

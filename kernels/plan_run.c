@@ -35,12 +35,6 @@ static hr_kernel_operand operand_of(const hr_packed *packed, int32_t head, int32
     return operand;
 }
 
-typedef struct run_context {
-    const hr_plan *plan;
-    const hr_packed_layer *operands;
-    const hr_tensor *o, *lse;
-} run_context;
-
 /* Rows that see no key: O = 0; LSE is that of the sink alone, -inf without one. */
 static void fill_masked_rows(const hr_kernel_args *args)
 {
@@ -52,11 +46,9 @@ static void fill_masked_rows(const hr_kernel_args *args)
     }
 }
 
-static void run_task(const run_context *run, const hr_task *task, void *scratch)
+static void run_task(const hr_plan *plan, const hr_plan_io *io, const hr_task *task, void *scratch)
 {
-    const hr_plan *plan = run->plan;
     const hr_attention_problem *problem = &plan->problem;
-    const hr_packed_layer *operands = run->operands;
     int32_t head = task->head, sequence = task->sequence;
     int32_t kv_head = head / (problem->num_heads / problem->num_kv_heads);
     int64_t first_row = problem->cu_seqlens_q[sequence];
@@ -69,23 +61,27 @@ static void run_task(const run_context *run, const hr_task *task, void *scratch)
     args.p_dtype = plan->recipe.p.dtype;
     args.alibi_slope = problem->alibi_slopes ? problem->alibi_slopes[head] : 0;
     args.sink = problem->sinks ? problem->sinks[head] : -INFINITY;
-    args.o_stride = run->o->stride[0];
-    args.o = (float *)run->o->data + first_row * run->o->stride[0] + head * run->o->stride[1];
-    if (run->lse) {
-        args.lse_stride = run->lse->stride[0];
+    args.o_stride = io->o->stride[0];
+    args.o = (float *)io->o->data + first_row * io->o->stride[0] + head * io->o->stride[1];
+    if (io->lse) {
+        args.lse_stride = io->lse->stride[0];
         args.lse =
-            (float *)run->lse->data + first_row * run->lse->stride[0] + head * run->lse->stride[1];
+            (float *)io->lse->data + first_row * io->lse->stride[0] + head * io->lse->stride[1];
     }
     args.scratch = scratch;
     if (task->kv_begin == task->kv_end) {
         fill_masked_rows(&args);
         return;
     }
-    args.q = operand_of(&operands->q, head, sequence);
-    args.k = operand_of(&operands->k, kv_head, sequence);
-    args.v = operand_of(&operands->v, kv_head, sequence);
-    if (operands->q.lse_bias)
-        args.lse_bias = operands->q.lse_bias + head * operands->q.total_tokens + first_row;
+    args.q = operand_of(io->q, head, sequence);
+    if (io->cache) {
+        args.k = hr_plan_paged_operand(plan, io->cache, HR_OPERAND_K, kv_head, sequence);
+        args.v = hr_plan_paged_operand(plan, io->cache, HR_OPERAND_V, kv_head, sequence);
+    } else {
+        args.k = operand_of(io->k, kv_head, sequence);
+        args.v = operand_of(io->v, kv_head, sequence);
+    }
+    if (io->q->lse_bias) args.lse_bias = io->q->lse_bias + head * io->q->total_tokens + first_row;
     plan->kernel->entry(&args);
 }
 
@@ -113,21 +109,41 @@ static hr_status check_output(const hr_plan *plan, const char *name, const hr_te
     return HR_OK;
 }
 
+static hr_status run_tasks(const hr_plan *plan, const hr_plan_io *io)
+{
+    HR_TRY(hr_plan_check_operands(plan, io));
+    HR_TRY(check_output(plan, "o", io->o, 3));
+    if (io->lse) HR_TRY(check_output(plan, "lse", io->lse, 2));
+    const int threads = omp_in_parallel() || plan->flops < SERIAL_FLOPS ? 1 : plan->threads;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < plan->task_count; i++)
+        run_task(plan, io, &plan->tasks[i],
+                 plan->scratch +
+                     (threads > 1 ? (size_t)omp_get_thread_num() : 0) * plan->scratch_stride);
+    return HR_OK;
+}
+
 hr_status hr_plan_run(hr_plan *plan, const hr_packed_layer *operands, const hr_tensor *o,
                       const hr_tensor *lse)
 {
     if (!plan || !operands || !o)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "plan, operands and o must not be NULL");
-    HR_TRY(hr_plan_check_operands(plan, operands));
-    HR_TRY(check_output(plan, "o", o, 3));
-    if (lse) HR_TRY(check_output(plan, "lse", lse, 2));
+    if (plan->problem.paging.page_size)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "the plan's problem has paging: hr_plan_run_paged runs it, on a cache");
+    const hr_plan_io io = {
+        .q = &operands->q, .k = &operands->k, .v = &operands->v, .o = o, .lse = lse};
+    return run_tasks(plan, &io);
+}
 
-    const run_context run = {.plan = plan, .operands = operands, .o = o, .lse = lse};
-    const int threads = omp_in_parallel() || plan->flops < SERIAL_FLOPS ? 1 : plan->threads;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < plan->task_count; i++)
-        run_task(&run, &plan->tasks[i],
-                 plan->scratch +
-                     (threads > 1 ? (size_t)omp_get_thread_num() : 0) * plan->scratch_stride);
-    return HR_OK;
+hr_status hr_plan_run_paged(hr_plan *plan, const hr_packed *q, const hr_kv_cache *cache,
+                            const hr_tensor *o, const hr_tensor *lse)
+{
+    if (!plan || !q || !cache || !o)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "plan, q, cache and o must not be NULL");
+    if (!plan->problem.paging.page_size)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "the plan's problem has no paging: hr_plan_run runs it, on packed k and v");
+    const hr_plan_io io = {.q = q, .cache = cache, .o = o, .lse = lse};
+    return run_tasks(plan, &io);
 }

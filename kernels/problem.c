@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "kv_cache_internal.h"
 #include "plan.h"
 #include "status_internal.h"
 
@@ -94,57 +95,15 @@ static hr_status check_logits(const hr_attention_problem *problem)
     return HR_OK;
 }
 
-static hr_status check_rope(const hr_rope *rope, int32_t head_dim)
-{
-    if (rope->rotary_dim < 0 || rope->rotary_dim % 2 != 0 || rope->rotary_dim > head_dim)
-        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
-                       "rotary_dim is %d; it must be 0 (none) or even and at most head_dim, %d",
-                       rope->rotary_dim, head_dim);
-    if (rope->rotary_dim && !(isfinite(rope->theta) && rope->theta > 0))
-        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
-                       "rope theta is %g; it must be finite and greater than 0",
-                       (double)rope->theta);
-    return HR_OK;
-}
-
-static hr_status check_paging(const hr_attention_problem *problem)
-{
-    const hr_paging *paging = &problem->paging;
-    if (paging->page_size < 0)
-        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
-                       "page_size is %d; it must be 0 (contiguous) or at least 1",
-                       paging->page_size);
-    if (paging->page_size == 0) return HR_OK;
-    if (!paging->block_table)
-        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "block_table must not be NULL when page_size is "
-                                                  "given");
-    for (int32_t b = 0; b < problem->batch; b++) {
-        int64_t tokens = (int64_t)problem->cu_seqlens_kv[b + 1] - problem->cu_seqlens_kv[b];
-        int64_t pages = (tokens + paging->page_size - 1) / paging->page_size;
-        if (pages > paging->max_pages)
-            return hr_fail(HR_ERROR_INVALID_ARGUMENT,
-                           "max_pages is %d, but sequence %d has %lld tokens, which take %lld pages"
-                           " of %d",
-                           paging->max_pages, b, (long long)tokens, (long long)pages,
-                           paging->page_size);
-        for (int64_t page = 0; page < pages; page++)
-            if (paging->block_table[(int64_t)b * paging->max_pages + page] < 0)
-                return hr_fail(HR_ERROR_INVALID_ARGUMENT,
-                               "block_table[%d][%lld] is %d; page numbers must be at least 0", b,
-                               (long long)page,
-                               paging->block_table[(int64_t)b * paging->max_pages + page]);
-    }
-    return HR_OK;
-}
-
 hr_status hr_attention_problem_check(const hr_attention_problem *problem)
 {
     if (!problem) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "problem must not be NULL");
     HR_TRY(check_shape(problem));
     HR_TRY(check_mask(&problem->mask));
     HR_TRY(check_logits(problem));
-    HR_TRY(check_rope(&problem->rope, problem->head_dim));
-    return check_paging(problem);
+    HR_TRY(hr_rope_check(&problem->rope, problem->head_dim));
+    if (problem->paging.page_size == 0) return HR_OK;
+    return hr_paging_check(&problem->paging, problem->batch, problem->cu_seqlens_kv, 0);
 }
 
 static uint32_t length_features(const int32_t *cu_seqlens, int32_t batch)

@@ -1,7 +1,8 @@
 /*
  * hr_pack: one operand in floating point -> codes and scales, head by head.
  *
- *     load head -> (lse_bias) -> subtract mean -> rotate -> choose scales -> encode -> lay out
+ *     load head -> rope -> (lse_bias) -> subtract mean -> rotate -> choose scales -> encode -> lay
+ * out
  *
  * Heads run in parallel and touch nothing of each other; what joins them (the scale of a whole
  * tensor, the error that is reported) is combined in head order, so that results do not depend on
@@ -20,6 +21,7 @@
 #include "pack_layout.h"
 #include "pack_scale.h"
 #include "packed_memory.h"
+#include "rope_internal.h"
 #include "status_internal.h"
 #include "tensor_rows.h"
 #include "transform.h"
@@ -37,9 +39,10 @@ typedef struct pack_job {
     hr_status *status;      /* [heads] of encoding */
     hr_scale_group *groups; /* [heads], for one scale over all heads; NULL otherwise */
     float signs[HR_HEAD_DIM_MAX];
+    float *turns; /* [total_tokens][rotary_dim], for rope; NULL otherwise */
 } pack_job;
 
-/* lse_bias[t] = q[t] . mean of q's KV head, before any transform. */
+/* lse_bias[t] = q[t] . mean of q's KV head, before any transform but rope. */
 static void fill_lse_bias(const pack_job *job, int32_t head, const float *rows)
 {
     int32_t head_dim = job->out->head_dim;
@@ -66,6 +69,8 @@ static const float *prepare_head(pack_job *job, int32_t head)
     float *rows = job->rows + (size_t)omp_get_thread_num() * job->head_elements;
     job->bad[head] = hr_tensor_rows_load(job->x, head, 0, tokens, rows);
     if (job->bad[head] >= 0) return NULL;
+    for (int64_t t = 0; job->turns && t < tokens; t++)
+        hr_rope_rotate(&out->rope, job->turns + t * out->rope.rotary_dim, rows + t * head_dim);
     if (out->lse_bias) fill_lse_bias(job, head, rows);
     if (out->mean) {
         float *mean = out->mean + (int64_t)head * head_dim;
@@ -175,9 +180,22 @@ static hr_status allocate_job(pack_job *job)
     job->status = hr_alloc(heads, sizeof *job->status);
     bool whole_tensor = out->recipe.granularity == HR_GRANULARITY_TENSOR && out->recipe.dynamic;
     if (whole_tensor) job->groups = hr_alloc(heads, sizeof *job->groups);
+    size_t rotary_dim = (size_t)out->rope.rotary_dim;
+    if (rotary_dim)
+        job->turns = hr_alloc((size_t)out->total_tokens, rotary_dim * sizeof *job->turns);
     bool failed = !job->rows || !job->row_codes || !job->bad || !job->status ||
-                  (whole_tensor && !job->groups);
+                  (whole_tensor && !job->groups) || (rotary_dim && !job->turns);
     return failed ? HR_ERROR_OUT_OF_MEMORY : HR_OK;
+}
+
+static void fill_turns(pack_job *job)
+{
+    const hr_rope *rope = &job->out->rope;
+    double rates[HR_ROPE_PAIRS];
+    hr_rope_rates(rope, rates);
+#pragma omp parallel for num_threads(job->threads) schedule(static)
+    for (int64_t t = 0; t < job->out->total_tokens; t++)
+        hr_rope_turns(rope, rates, job->options->positions[t], job->turns + t * rope->rotary_dim);
 }
 
 static hr_status pack_allocated(pack_job *job)
@@ -195,6 +213,7 @@ static hr_status pack_allocated(pack_job *job)
         out->hadamard_seed = seed ? seed : HR_HADAMARD_DEFAULT_SEED;
         hr_hadamard_signs(out->hadamard_seed, out->head_dim, job->signs);
     }
+    if (job->turns) fill_turns(job);
     return run_job(job);
 }
 
@@ -212,6 +231,7 @@ hr_status hr_pack(hr_operand operand, const hr_operand_recipe *recipe, const hr_
         .num_heads = (int32_t)x->shape[1],
         .head_dim = (int32_t)x->shape[2],
         .total_tokens = x->shape[0],
+        .rope = options->rope,
     };
     pack_job job = {.x = x, .options = options, .out = out};
     hr_status status = pack_allocated(&job);
@@ -220,6 +240,7 @@ hr_status hr_pack(hr_operand operand, const hr_operand_recipe *recipe, const hr_
     free(job.bad);
     free(job.status);
     free(job.groups);
+    free(job.turns);
     if (status != HR_OK) hr_packed_free(out);
     return status;
 }

@@ -7,6 +7,7 @@
 
 #include "pack_layout.h"
 #include "pack_scale.h"
+#include "rope_internal.h"
 #include "status_internal.h"
 #include "tensor_rows.h"
 #include "transform.h"
@@ -123,8 +124,8 @@ hr_status hr_pack_check_seqlens(const char *name, int32_t batch, const int32_t *
     return HR_OK;
 }
 
-static hr_status check_static_scales(const char *name, const hr_operand_recipe *recipe,
-                                     int64_t heads, int64_t head_dim, const float *scale)
+hr_status hr_pack_check_static_scales(const char *name, const hr_operand_recipe *recipe,
+                                      int64_t heads, int64_t head_dim, const float *scale)
 {
     if (recipe->granularity == HR_GRANULARITY_NONE || recipe->dynamic) {
         if (scale)
@@ -148,13 +149,23 @@ static hr_status check_static_scales(const char *name, const hr_operand_recipe *
     return HR_OK;
 }
 
-static hr_status check_mean(const char *name, const float *mean, int64_t heads, int64_t head_dim)
+hr_status hr_pack_check_mean(const char *name, const float *mean, int64_t heads, int64_t head_dim)
 {
     for (int64_t i = 0; mean && i < heads * head_dim; i++)
         if (!isfinite(mean[i]))
             return hr_fail(HR_ERROR_NUMERIC, "%s of head %lld, channel %lld is %g", name,
                            (long long)(i / head_dim), (long long)(i % head_dim), (double)mean[i]);
     return HR_OK;
+}
+
+static hr_status check_rope(hr_operand operand, const hr_pack_options *options, int64_t tokens,
+                            int32_t head_dim)
+{
+    HR_TRY(hr_rope_check(&options->rope, head_dim));
+    if (options->rope.rotary_dim == 0) return HR_OK;
+    if (operand == HR_OPERAND_V)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "rope is for Q and K, not for v");
+    return hr_rope_check_positions(options->positions, tokens);
 }
 
 hr_status hr_pack_check(hr_operand operand, const hr_operand_recipe *recipe, const hr_tensor *x,
@@ -175,16 +186,17 @@ hr_status hr_pack_check(hr_operand operand, const hr_operand_recipe *recipe, con
     HR_TRY(hr_pack_check_recipe(operand, recipe, head_dim));
     HR_TRY(hr_layout_check(options->layout, operand, recipe->dtype));
     HR_TRY(hr_pack_check_seqlens("cu_seqlens", options->batch, options->cu_seqlens, tokens));
-    HR_TRY(check_static_scales(name, recipe, heads, head_dim, options->static_scale));
+    HR_TRY(hr_pack_check_static_scales(name, recipe, heads, head_dim, options->static_scale));
     if (options->mean && !(recipe->transform & HR_TRANSFORM_MEAN))
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                        "%s was given a mean, but its recipe does not smooth it", name);
-    HR_TRY(check_mean("mean", options->mean, heads, head_dim));
+    HR_TRY(hr_pack_check_mean("mean", options->mean, heads, head_dim));
+    HR_TRY(check_rope(operand, options, tokens, (int32_t)head_dim));
     if (!options->k_mean) return HR_OK;
     if (operand != HR_OPERAND_Q)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "k_mean is for Q, not for %s", name);
     if (options->num_kv_heads < 1 || heads % options->num_kv_heads != 0)
         return hr_fail(HR_ERROR_MISMATCH, "num_kv_heads %d does not divide the %lld heads of q",
                        options->num_kv_heads, (long long)heads);
-    return check_mean("k_mean", options->k_mean, options->num_kv_heads, head_dim);
+    return hr_pack_check_mean("k_mean", options->k_mean, options->num_kv_heads, head_dim);
 }

@@ -17,6 +17,15 @@ hr_status hr_pack_check_recipe(hr_operand operand, const hr_operand_recipe *reci
 hr_status hr_pack_check_seqlens(const char *name, int32_t batch, const int32_t *cu_seqlens,
                                 int64_t total_tokens) HR_NODISCARD;
 
+/* Static scales are given where the recipe has such, are valid, and are NULL otherwise. */
+hr_status hr_pack_check_static_scales(const char *name, const hr_operand_recipe *recipe,
+                                      int64_t heads, int64_t head_dim,
+                                      const float *scale) HR_NODISCARD;
+
+/* mean is NULL or [heads, head_dim] finite values. */
+hr_status hr_pack_check_mean(const char *name, const float *mean, int64_t heads,
+                             int64_t head_dim) HR_NODISCARD;
+
 /* All of hr_pack's arguments. */
 hr_status hr_pack_check(hr_operand operand, const hr_operand_recipe *recipe, const hr_tensor *x,
                         const hr_pack_options *options) HR_NODISCARD;

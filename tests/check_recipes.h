@@ -98,10 +98,13 @@ static const uint32_t feature_sets[] = {
 
 enum { FEATURE_SET_COUNT = sizeof feature_sets / sizeof feature_sets[0] };
 
-/* All features that some case exercises; a row that claims another one fails the check. */
+/*
+ * All features that some case exercises; a row that claims another one fails the check. Paged and
+ * rope are check_paged's.
+ */
 static inline uint32_t exercised_features(void)
 {
-    uint32_t all = HR_FEATURE_GQA | HR_FEATURE_VARLEN;
+    uint32_t all = HR_FEATURE_GQA | HR_FEATURE_VARLEN | HR_FEATURE_PAGED | HR_FEATURE_ROPE;
     for (int i = 0; i < FEATURE_SET_COUNT; i++)
         all |= feature_sets[i];
     return all;

@@ -12,7 +12,7 @@
 #ifndef HEADROOM_ATTENTION_H
 #define HEADROOM_ATTENTION_H
 
-#include "headroom/pack.h"
+#include "headroom/kv_cache.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -32,20 +32,6 @@ typedef struct hr_mask {
     int32_t window_right; /* -1: no limit; must not be > 0 with causal */
 } hr_mask;
 
-/* Rotary embedding of Q (fused into its load) and of K (at append), RoFormer (Su et al. 2021). */
-typedef struct hr_rope {
-    int32_t rotary_dim; /* 0: none; else even, <= head_dim */
-    bool interleaved;   /* pairs (2i, 2i+1) as GPT-J; otherwise (i, i + rotary_dim/2) as GPT-NeoX */
-    float theta;        /* base, e.g. 10000 */
-} hr_rope;
-
-/* A paged KV cache. Zero page_size: K and V are contiguous. */
-typedef struct hr_paging {
-    int32_t page_size;          /* tokens a page */
-    int32_t max_pages;          /* columns of block_table */
-    const int32_t *block_table; /* [batch, max_pages] page numbers */
-} hr_paging;
-
 /*
  * The problem. Start from hr_attention_problem_init. Arrays are read by hr_plan_create and copied;
  * sizes: cu_seqlens_* [batch + 1], alibi_slopes and sinks [num_heads] or NULL.
@@ -62,8 +48,14 @@ typedef struct hr_attention_problem {
     float softcap;             /* 0: none; else S = softcap * tanh(S / softcap) */
     const float *alibi_slopes; /* S += -slope * |i + d - j| */
     const float *sinks;        /* a learned logit that joins the softmax's denominator */
+    /*
+     * What Q and K are rotated by. CPU kernels read operands that packing has rotated so already
+     * (headroom/rope.h); a run compares it with what the operands say of themselves. The oracle
+     * takes unrotated q and k and rotates them: key j by j, query i by i + d.
+     */
     hr_rope rope;
-    hr_paging paging;
+    hr_paging
+        paging; /* K and V are read from a hr_kv_cache through a block table, which is copied */
 } hr_attention_problem;
 
 /*
@@ -174,13 +166,24 @@ HR_API hr_layer_layouts hr_plan_layouts(const hr_plan *plan);
 HR_API double hr_plan_flops(const hr_plan *plan);
 
 /*
- * Runs. o: F32 [total_q, num_heads, head_dim], strides free but the last, which is 1. lse: F32
- * [total_q, num_heads] or NULL. Packed operands must have the plan's shapes, recipe and layouts:
- * HR_ERROR_MISMATCH says which differs. Rows of sequences without keys are O = 0, LSE = -inf
- * (with a sink: LSE = the sink).
+ * Runs a plan whose problem has no paging. o: F32 [total_q, num_heads, head_dim], strides free but
+ * the last, which is 1. lse: F32 [total_q, num_heads] or NULL. Packed operands must have the plan's
+ * shapes, recipe and layouts: HR_ERROR_MISMATCH says which differs. Rows of sequences without keys
+ * are O = 0, LSE = -inf (with a sink: LSE = the sink).
  */
 HR_API hr_status hr_plan_run(hr_plan *plan, const hr_packed_layer *operands, const hr_tensor *o,
                              const hr_tensor *lse) HR_NODISCARD;
+
+/*
+ * Runs a plan whose problem has paging: K and V are read from the cache, through the problem's
+ * block table. q as for hr_plan_run: packed in the plan's layout, by the cache's rope and hadamard
+ * seed, and with the cache's k_mean where keys are smoothed. The cache must have the plan's heads,
+ * head_dim, page_size, rope and K and V recipes. HR_ERROR_MISMATCH says which differs, and
+ * HR_ERROR_INVALID_ARGUMENT which page the cache does not have. Results have the same bits as those
+ * of the same kernel on the same codes in contiguous operands.
+ */
+HR_API hr_status hr_plan_run_paged(hr_plan *plan, const hr_packed *q, const hr_kv_cache *cache,
+                                   const hr_tensor *o, const hr_tensor *lse) HR_NODISCARD;
 
 /*
  * The FP64 oracle: naive two-pass softmax in double precision. q, k, v: F64, F32, F16 or BF16

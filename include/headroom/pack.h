@@ -10,6 +10,7 @@
 #define HEADROOM_PACK_H
 
 #include "headroom/recipe.h"
+#include "headroom/rope.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -71,6 +72,7 @@ typedef struct hr_packed {
     uint8_t *zero_point;    /* same shape as scale, for U4; NULL otherwise */
     float *mean;            /* [heads, head_dim] subtracted from K; NULL otherwise */
     uint64_t hadamard_seed; /* sign seed; 0 when not rotated */
+    hr_rope rope;           /* what Q or K was rotated by; rotary_dim 0: nothing */
     /*
      * [num_heads, total_tokens] for Q packed against a smoothed K: q . mean(k), before
      * softmax_scale; the kernel adds softmax_scale times it to the LSE. NULL otherwise.
@@ -95,6 +97,10 @@ typedef struct hr_pack_options {
     const float *k_mean;
     int32_t num_kv_heads;
     uint64_t hadamard_seed; /* 0 means HR_HADAMARD_DEFAULT_SEED */
+    /* Q and K: rotated by position before anything else; k_mean is then the mean of rotated keys.
+     */
+    hr_rope rope;
+    const int32_t *positions; /* [total_tokens], >= 0; required with rope, else NULL or ignored */
 } hr_pack_options;
 
 #define HR_HADAMARD_DEFAULT_SEED UINT64_C(0x48656164726f6f6d)
@@ -120,7 +126,8 @@ HR_API void hr_packed_free(hr_packed *packed);
 /*
  * The floating-point tensor that the codes stand for: out F32 contiguous [total_tokens, heads,
  * head_dim]. The mean is not added back and the rotation not undone: Q.K^T in this space is what
- * the kernel computes. unpack_original also undoes rotation and smoothing.
+ * the kernel computes. unpack_original also undoes the Hadamard rotation and smoothing; what rope
+ * turned stays turned.
  */
 HR_API hr_status hr_unpack(const hr_packed *packed, float *out) HR_NODISCARD;
 HR_API hr_status hr_unpack_original(const hr_packed *packed, float *out) HR_NODISCARD;
@@ -186,7 +193,8 @@ typedef struct hr_packed_file_info {
 
 /*
  * Writes layers with the rising numbers layer[i] and what `info` says; info->path and layer_count
- * are ignored. Layers that do not share recipe, layouts, sequences and seed are HR_ERROR_MISMATCH.
+ * are ignored. Layers that do not share recipe, layouts, sequences and seed are HR_ERROR_MISMATCH;
+ * operands that hr_pack rotated by rope are HR_ERROR_UNSUPPORTED, as a file holds no positions.
  */
 HR_API hr_status hr_packed_write(const char *path, const hr_packed_file_info *info,
                                  const int32_t *layer, const hr_packed_layer *layers,

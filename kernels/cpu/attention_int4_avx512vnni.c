@@ -45,7 +45,8 @@ static nibble_rows rows_of(const hr_kernel_args *args, const hr_kernel_operand *
 static int zero_point_of(const hr_kernel_operand *operand, int32_t token)
 {
     if (operand->dtype != HR_DTYPE_U4) return 0;
-    if (operand->granularity == HR_GRANULARITY_TOKEN) return operand->zero_point[token];
+    if (operand->granularity == HR_GRANULARITY_TOKEN)
+        return operand->zero_point[hr_kernel_slot(operand, token)];
     if (operand->granularity == HR_GRANULARITY_BLOCK)
         return operand->zero_point[token / operand->block];
     return operand->zero_point[0];
@@ -57,8 +58,9 @@ INLINE __m512i load_codes(const nibble_rows *rows, int32_t token, int32_t channe
     if (token >= rows->end) return _mm512_setzero_si512();
     int32_t bytes = (rows->head_dim - channel) / 2;
     __mmask32 mask = bytes < WIDE / 2 ? (__mmask32)((UINT32_C(1) << bytes) - 1) : ~(__mmask32)0;
+    const int64_t slot = hr_kernel_slot(rows->operand, token);
     const uint8_t *codes =
-        (const uint8_t *)rows->operand->codes + ((int64_t)token * rows->head_dim + channel) / 2;
+        (const uint8_t *)rows->operand->codes + (slot * rows->head_dim + channel) / 2;
     __m512i packed = _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(mask, codes));
     packed = _mm512_permutexvar_epi8(rows->order, packed);
     /* Even bytes keep their low nibble, odd ones get the high one; vpshufb reads the low four bits

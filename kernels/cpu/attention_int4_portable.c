@@ -12,11 +12,11 @@ static int64_t scale_index(const hr_kernel_operand *operand, int32_t groups, int
 {
     switch (operand->granularity) {
     case HR_GRANULARITY_TOKEN:
-        return token;
+        return hr_kernel_slot(operand, token);
     case HR_GRANULARITY_BLOCK:
         return token / operand->block;
     case HR_GRANULARITY_GROUP:
-        return token * groups;
+        return hr_kernel_slot(operand, token) * groups;
     default:
         return 0;
     }
@@ -31,7 +31,8 @@ static void expand_nibbles(const hr_kernel_operand *operand, int32_t head_dim, i
     int8_t levels[16];
     hr_nibble_levels(operand->dtype, 0, levels);
     for (int64_t token = first; token < first + count; token++) {
-        const uint8_t *codes = (const uint8_t *)operand->codes + token * head_dim / 2;
+        const int64_t slot = hr_kernel_slot(operand, token);
+        const uint8_t *codes = (const uint8_t *)operand->codes + slot * head_dim / 2;
         const int64_t index = scale_index(operand, groups, token);
         const float token_scale = hr_integer_token_scale(operand, head_dim, token);
         int16_t *row = rows + (token - first) * head_dim;

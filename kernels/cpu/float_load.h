@@ -49,6 +49,14 @@ FLOAT_INLINE vec load_channels(hr_dtype dtype, const unsigned char *row, int32_t
     return load_codes(dtype, tail);
 }
 
+/* The codes of a token, in a page or not. */
+FLOAT_INLINE const unsigned char *row_of(const hr_kernel_operand *operand, size_t row_bytes,
+                                         int32_t token)
+{
+    return (const unsigned char *)operand->codes +
+           (size_t)hr_kernel_slot(operand, token) * row_bytes;
+}
+
 /* The part of a token's scale that is the same for all its channels. */
 FLOAT_INLINE float token_scale(const hr_kernel_operand *operand, int32_t token)
 {
@@ -57,7 +65,7 @@ FLOAT_INLINE float token_scale(const hr_kernel_operand *operand, int32_t token)
     case HR_GRANULARITY_HEAD:
         return operand->scale[0];
     case HR_GRANULARITY_TOKEN:
-        return operand->scale[token];
+        return operand->scale[hr_kernel_slot(operand, token)];
     case HR_GRANULARITY_BLOCK:
         return operand->scale[token / operand->block];
     default:
@@ -77,7 +85,8 @@ FLOAT_INLINE void channel_scales(const hr_kernel_operand *operand, int32_t token
 {
     const int32_t block = operand->granularity == HR_GRANULARITY_GROUP ? operand->block : 1;
     const float *source = operand->scale;
-    if (operand->granularity == HR_GRANULARITY_GROUP) source += (int64_t)token * (head_dim / block);
+    if (operand->granularity == HR_GRANULARITY_GROUP)
+        source += hr_kernel_slot(operand, token) * (head_dim / block);
     for (int32_t channel = 0; channel < padded_channels(head_dim); channel++)
         scales[channel] = channel < head_dim ? source[channel / block] : 0;
 }
@@ -92,11 +101,11 @@ FLOAT_INLINE bool load_rows(hr_dtype dtype, const hr_kernel_operand *operand, in
     const int32_t channels = padded_channels(head_dim);
     const bool scaled = dtype != HR_DTYPE_BF16 && has_channel_scales(operand);
     const size_t row_bytes = (size_t)head_dim * code_bytes(dtype);
-    const unsigned char *row = (const unsigned char *)operand->codes + token * row_bytes;
     const vec zero = vec_set(0);
     vec poison = zero; /* 0 * x summed: NaN as soon as one x is not finite */
     float scales[MAX_CHANNELS];
-    for (int32_t i = 0; i < count; i++, row += row_bytes) {
+    for (int32_t i = 0; i < count; i++) {
+        const unsigned char *row = row_of(operand, row_bytes, token + i);
         if (scaled && (i == 0 || operand->granularity == HR_GRANULARITY_GROUP))
             channel_scales(operand, token + i, head_dim, scales);
         const vec scale = vec_set(token_scale(operand, token + i));
@@ -122,9 +131,11 @@ FLOAT_INLINE void load_keys(hr_dtype dtype, const hr_kernel_operand *operand, in
     const int32_t channels = padded_channels(head_dim);
     const bool scaled = dtype != HR_DTYPE_BF16 && has_channel_scales(operand);
     const size_t row_bytes = (size_t)head_dim * code_bytes(dtype);
-    const unsigned char *codes = (const unsigned char *)operand->codes + token * row_bytes;
     for (int32_t first = 0; first < count; first += VEC_WIDTH) {
         float scales[VEC_WIDTH][MAX_CHANNELS];
+        const unsigned char *row[VEC_WIDTH]; /* those past the end repeat the first */
+        for (int32_t i = 0; i < VEC_WIDTH; i++)
+            row[i] = row_of(operand, row_bytes, token + (first + i < count ? first + i : first));
         if (scaled)
             for (int32_t i = 0; i < VEC_WIDTH; i++) {
                 int32_t key = first + i < count ? first + i : first;
@@ -134,9 +145,7 @@ FLOAT_INLINE void load_keys(hr_dtype dtype, const hr_kernel_operand *operand, in
             vec block[VEC_WIDTH];
             for (int32_t i = 0; i < VEC_WIDTH; i++) {
                 bool present = first + i < count;
-                block[i] = present ? load_channels(dtype, codes + (size_t)(first + i) * row_bytes,
-                                                   channel, head_dim)
-                                   : vec_set(0);
+                block[i] = present ? load_channels(dtype, row[i], channel, head_dim) : vec_set(0);
                 if (scaled) block[i] = vec_mul(block[i], vec_load(scales[i] + channel));
             }
             vec_transpose(block);

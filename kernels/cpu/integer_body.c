@@ -58,20 +58,23 @@ static int32_t dot(const int16_t *a, const int16_t *b, int32_t count)
 void hr_integer_expand_i8(const hr_kernel_operand *operand, int32_t head_dim, int64_t first,
                           int32_t count, int16_t *rows)
 {
-    const int8_t *codes = (const int8_t *)operand->codes + first * head_dim;
-    if (operand->granularity != HR_GRANULARITY_GROUP) {
-        for (int64_t i = 0; i < (int64_t)count * head_dim; i++)
-            rows[i] = codes[i];
-        return;
-    }
-    int32_t groups = head_dim / operand->block;
-    int fraction = hr_integer_fraction(operand);
+    const bool grouped = operand->granularity == HR_GRANULARITY_GROUP;
+    const int32_t groups = grouped ? head_dim / operand->block : 0;
+    const int fraction = hr_integer_fraction(operand);
     for (int32_t t = 0; t < count; t++) {
+        const int64_t slot = hr_kernel_slot(operand, first + t);
+        const int8_t *codes = (const int8_t *)operand->codes + slot * head_dim;
+        int16_t *row = rows + t * head_dim;
+        if (!grouped) {
+            for (int32_t c = 0; c < head_dim; c++)
+                row[c] = codes[c];
+            continue;
+        }
         float token_scale = hr_integer_token_scale(operand, head_dim, first + t);
-        const float *scale = operand->scale + (first + t) * groups;
+        const float *scale = operand->scale + slot * groups;
         for (int32_t c = 0; c < head_dim; c++)
-            rows[t * head_dim + c] = hr_integer_group_code(
-                codes[t * head_dim + c], scale[c / operand->block], token_scale, fraction);
+            row[c] =
+                hr_integer_group_code(codes[c], scale[c / operand->block], token_scale, fraction);
     }
 }
 

@@ -140,7 +140,7 @@ static float gather_scales(const task *t, const hr_kernel_operand *operand, floa
 {
     int32_t count = t->args->seqlen_kv - t->first;
     if (count > HR_INTEGER_TILE) count = HR_INTEGER_TILE;
-    if (operand->granularity == HR_GRANULARITY_TOKEN)
+    if (operand->granularity == HR_GRANULARITY_TOKEN && !operand->pages)
         memcpy(scale, operand->scale + t->first, (size_t)count * sizeof *scale);
     else
         for (int32_t j = 0; j < count; j++)

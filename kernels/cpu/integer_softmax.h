@@ -206,12 +206,12 @@ static inline float hr_integer_token_scale(const hr_kernel_operand *operand, int
 {
     switch (operand->granularity) {
     case HR_GRANULARITY_TOKEN:
-        return operand->scale[token];
+        return operand->scale[hr_kernel_slot(operand, token)];
     case HR_GRANULARITY_BLOCK:
         return operand->scale[token / operand->block];
     case HR_GRANULARITY_GROUP: {
         int32_t groups = head_dim / operand->block;
-        const float *scale = operand->scale + token * groups;
+        const float *scale = operand->scale + hr_kernel_slot(operand, token) * groups;
         float largest = scale[0];
         for (int32_t g = 1; g < groups; g++)
             largest = hr_integer_max(scale[g], largest);

@@ -1,0 +1,52 @@
+/*
+ * Paged plans: does a cache belong to the plan, and how a kernel sees one of its heads.
+ *
+ * A page holds page_size slots of every head, head after head, in the codes and in the scales by
+ * token alike (headroom/kv_cache.h). So slot s of page p is num_kv_heads * page_size * p + s rows
+ * after the head's first row in page 0, and one number finds codes and scales.
+ */
+#include "kv_cache_internal.h"
+#include "plan.h"
+#include "status_internal.h"
+
+hr_kernel_operand hr_plan_paged_operand(const hr_plan *plan, const hr_kv_cache *cache,
+                                        hr_operand operand, int32_t kv_head, int32_t sequence)
+{
+    const hr_paging *paging = &plan->problem.paging;
+    const hr_kv_store *store = operand == HR_OPERAND_K ? &cache->k : &cache->v;
+    const int64_t row = hr_kv_row(cache, kv_head, 0);
+    const int64_t scale = hr_kv_scale_index(cache, store, kv_head, row);
+    hr_kernel_operand out = {
+        .codes = store->codes + (size_t)row * store->row_bytes,
+        .dtype = store->recipe.dtype,
+        .granularity = store->recipe.granularity,
+        .block = store->recipe.block,
+        .pages = paging->block_table + (int64_t)sequence * paging->max_pages,
+        .page_size = paging->page_size,
+        .page_slots = (int64_t)cache->num_kv_heads * cache->page_size,
+    };
+    if (store->scale) out.scale = store->scale + scale;
+    if (store->zero_point) out.zero_point = store->zero_point + scale;
+    return out;
+}
+
+hr_status hr_plan_check_cache(const hr_plan *plan, const hr_plan_io *io)
+{
+    const hr_attention_problem *problem = &plan->problem;
+    const hr_kv_cache *cache = io->cache;
+    const struct {
+        const char *field;
+        int32_t has, wanted;
+    } checks[] = {{"num_kv_heads", cache->num_kv_heads, problem->num_kv_heads},
+                  {"head_dim", cache->head_dim, problem->head_dim},
+                  {"page_size", cache->page_size, problem->paging.page_size}};
+    for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++)
+        if (checks[i].has != checks[i].wanted)
+            return hr_fail(HR_ERROR_MISMATCH, "the cache has %s %d; the plan has %d",
+                           checks[i].field, checks[i].has, checks[i].wanted);
+    HR_TRY(hr_plan_check_recipe("the cache's k", &cache->k.recipe, &plan->recipe.k));
+    HR_TRY(hr_plan_check_recipe("the cache's v", &cache->v.recipe, &plan->recipe.v));
+    HR_TRY(hr_plan_check_rope("the cache's k", &cache->rope, &problem->rope));
+    return hr_paging_check(&problem->paging, problem->batch, problem->cu_seqlens_kv,
+                           cache->num_pages);
+}

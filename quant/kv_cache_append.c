@@ -1,0 +1,204 @@
+/*
+ * hr_kv_cache_append: tokens in floating point -> codes and scales in their slots.
+ *
+ *     load row -> rope -> subtract mean -> rotate -> choose scales -> encode -> slot
+ *
+ * Everything is checked before anything is written. Heads run in parallel; each head's tokens are
+ * stored in order, so that the later of two tokens for one slot stays.
+ */
+#include <float.h>
+#include <omp.h>
+
+#include "kv_cache_internal.h"
+#include "pack_encode.h"
+#include "status_internal.h"
+#include "tensor_rows.h"
+
+enum {
+    CHUNK = 32,               /* tokens whose rotations are computed at a time, on the stack */
+    PARALLEL_ELEMENTS = 32768 /* below it, starting threads takes longer than the work */
+};
+
+/* One call. */
+typedef struct append_job {
+    hr_kv_cache *cache;
+    const hr_tensor *k, *v;
+    const int32_t *positions;
+    const int64_t *slots;
+    int64_t tokens;
+    int threads;
+} append_job;
+
+static hr_status check_input(const hr_kv_cache *cache, const hr_tensor *x, const char *name)
+{
+    HR_TRY(hr_tensor_rows_check(x, name));
+    if (x->shape[1] != cache->num_kv_heads || x->shape[2] != cache->head_dim)
+        return hr_fail(
+            HR_ERROR_MISMATCH, "%s has %lld heads of head_dim %lld; the cache has %d of %d", name,
+            (long long)x->shape[1], (long long)x->shape[2], cache->num_kv_heads, cache->head_dim);
+    return HR_OK;
+}
+
+static hr_status check_slots(const hr_kv_cache *cache, const int64_t *slots, int64_t tokens)
+{
+    if (!slots && tokens > 0) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "slot_mapping is NULL");
+    const int64_t limit = (int64_t)cache->num_pages * cache->page_size;
+    for (int64_t t = 0; t < tokens; t++) {
+        if (slots[t] >= -1 && slots[t] < limit) continue;
+        if (slots[t] < 0)
+            return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                           "slot_mapping[%lld] is %lld; slots are at least 0, or -1 to skip",
+                           (long long)t, (long long)slots[t]);
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "slot_mapping[%lld] is %lld, in page %lld; the cache has %d pages of %d, "
+                       "slots 0 to %lld",
+                       (long long)t, (long long)slots[t], (long long)(slots[t] / cache->page_size),
+                       cache->num_pages, cache->page_size, (long long)(limit - 1));
+    }
+    return HR_OK;
+}
+
+/* The first token at or after `first` of a head with a value that is not finite, or `tokens`. */
+static int64_t find_bad_token(const append_job *job, const hr_tensor *x, int32_t head,
+                              int64_t *channel)
+{
+    float row[HR_HEAD_DIM_MAX];
+    for (int64_t t = 0; t < job->tokens; t++) {
+        if (job->slots[t] < 0) continue;
+        *channel = hr_tensor_rows_load(x, head, t, 1, row);
+        if (*channel >= 0) return t;
+    }
+    return job->tokens;
+}
+
+static hr_status check_finite(const append_job *job, const hr_tensor *x, const char *name)
+{
+    int32_t bad_head = INT32_MAX;
+#pragma omp parallel for num_threads(job->threads) schedule(static) reduction(min : bad_head)
+    for (int32_t head = 0; head < job->cache->num_kv_heads; head++) {
+        int64_t channel;
+        if (find_bad_token(job, x, head, &channel) < job->tokens && head < bad_head)
+            bad_head = head;
+    }
+    if (bad_head == INT32_MAX) return HR_OK;
+    int64_t channel, token = find_bad_token(job, x, bad_head, &channel);
+    return hr_fail(HR_ERROR_NUMERIC,
+                   "%s has a NaN or infinity at token %lld, head %d, channel %lld; the cache takes "
+                   "finite values",
+                   name, (long long)token, bad_head, (long long)channel);
+}
+
+static bool all_zero(const float *row, int32_t head_dim)
+{
+    for (int32_t c = 0; c < head_dim; c++)
+        if (row[c] != 0.0f) return false;
+    return true;
+}
+
+/*
+ * A transformed row to its slot: a one-token operand of one head whose arrays are the cache's.
+ *
+ * A token of zeros takes the smallest scale. It has no other token to take a scale from, and a
+ * large one would hurt the others: integer kernels measure V's scales against the largest of 256.
+ */
+static hr_status store_row(const hr_kv_cache *cache, const hr_kv_store *store, int32_t head,
+                           int64_t slot, const float *row)
+{
+    int32_t one_token[2] = {0, 1};
+    const int64_t index = hr_kv_row(cache, head, slot);
+    const int64_t scale = hr_kv_scale_index(cache, store, head, index);
+    hr_packed token = {
+        .operand = store->operand,
+        .recipe = store->recipe,
+        .batch = 1,
+        .num_heads = 1,
+        .head_dim = cache->head_dim,
+        .total_tokens = 1,
+        .cu_seqlens = one_token,
+        .scale = store->scale ? store->scale + scale : NULL,
+        .zero_point = store->zero_point ? store->zero_point + scale : NULL,
+        .scale_count = store->token_scales,
+    };
+    if (store->token_scales) {
+        hr_head_choose_scales(&token, 0, row);
+        if (all_zero(row, cache->head_dim))
+            for (int32_t i = 0; i < store->token_scales; i++)
+                token.scale[i] = FLT_MIN;
+    }
+    return hr_head_encode(&token, 0, row, store->codes + (size_t)index * store->row_bytes);
+}
+
+/* Tokens [first, first + count) of one head; turns [count][rotary_dim]. */
+static hr_status append_head(const append_job *job, int32_t head, int64_t first, int64_t count,
+                             const float *turns)
+{
+    const hr_kv_cache *cache = job->cache;
+    const int32_t head_dim = cache->head_dim;
+    float row[HR_HEAD_DIM_MAX];
+    for (int64_t t = first; t < first + count; t++) {
+        if (job->slots[t] < 0) continue;
+        (void)hr_tensor_rows_load(job->k, head, t, 1, row);
+        if (cache->rope.rotary_dim)
+            hr_rope_rotate(&cache->rope, turns + (t - first) * cache->rope.rotary_dim, row);
+        if (cache->mean) hr_mean_subtract(cache->mean + (int64_t)head * head_dim, head_dim, row);
+        if (cache->hadamard_seed) hr_hadamard_rotate(cache->signs, head_dim, row);
+        HR_TRY(store_row(cache, &cache->k, head, job->slots[t], row));
+        (void)hr_tensor_rows_load(job->v, head, t, 1, row);
+        HR_TRY(store_row(cache, &cache->v, head, job->slots[t], row));
+    }
+    return HR_OK;
+}
+
+static hr_status append_chunk(const append_job *job, int64_t first, int64_t count)
+{
+    const hr_kv_cache *cache = job->cache;
+    float turns[CHUNK * HR_HEAD_DIM_MAX];
+    for (int64_t i = 0; cache->rope.rotary_dim && i < count; i++)
+        if (job->slots[first + i] >= 0)
+            hr_rope_turns(&cache->rope, cache->rates, job->positions[first + i],
+                          turns + i * cache->rope.rotary_dim);
+    hr_status failed = HR_OK;
+#pragma omp parallel for num_threads(job->threads) schedule(static)
+    for (int32_t head = 0; head < cache->num_kv_heads; head++) {
+        hr_status status = append_head(job, head, first, count, turns);
+        if (status != HR_OK) {
+#pragma omp atomic write
+            failed = status;
+        }
+    }
+    if (failed != HR_OK)
+        return hr_fail(failed, "a token of %lld to %lld cannot be encoded", (long long)first,
+                       (long long)(first + count - 1));
+    return HR_OK;
+}
+
+hr_status hr_kv_cache_append(hr_kv_cache *cache, const hr_tensor *k, const hr_tensor *v,
+                             const int32_t *positions, const int64_t *slot_mapping)
+{
+    if (!cache) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "cache is NULL");
+    HR_TRY(check_input(cache, k, "k"));
+    HR_TRY(check_input(cache, v, "v"));
+    const int64_t tokens = k->shape[0];
+    if (v->shape[0] != tokens)
+        return hr_fail(HR_ERROR_MISMATCH, "k has %lld tokens, but v has %lld", (long long)tokens,
+                       (long long)v->shape[0]);
+    HR_TRY(check_slots(cache, slot_mapping, tokens));
+    if (cache->rope.rotary_dim) HR_TRY(hr_rope_check_positions(positions, tokens));
+
+    append_job job = {.cache = cache,
+                      .k = k,
+                      .v = v,
+                      .positions = positions,
+                      .slots = slot_mapping,
+                      .tokens = tokens,
+                      .threads = 1};
+    if (!omp_in_parallel() && tokens * cache->num_kv_heads * cache->head_dim >= PARALLEL_ELEMENTS) {
+        job.threads = omp_get_max_threads();
+        if (job.threads > cache->num_kv_heads) job.threads = cache->num_kv_heads;
+    }
+    HR_TRY(check_finite(&job, k, "k"));
+    HR_TRY(check_finite(&job, v, "v"));
+    for (int64_t first = 0; first < tokens; first += CHUNK)
+        HR_TRY(append_chunk(&job, first, tokens - first < CHUNK ? tokens - first : CHUNK));
+    return HR_OK;
+}

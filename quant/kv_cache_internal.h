@@ -1,0 +1,59 @@
+/*
+ * Inside of a KV cache: the picture is in headroom/kv_cache.h. The row of a token and head is
+ *
+ *     row = (page * num_kv_heads + head) * page_size + offset
+ *
+ * in codes (times row_bytes), in scales and in zero points (times token_scales).
+ */
+#ifndef HEADROOM_KV_CACHE_INTERNAL_H
+#define HEADROOM_KV_CACHE_INTERNAL_H
+
+#include "headroom/kv_cache.h"
+#include "rope_internal.h"
+
+/* One of K and V. */
+typedef struct hr_kv_store {
+    hr_operand operand;
+    hr_operand_recipe recipe;
+    size_t row_bytes;
+    int32_t token_scales; /* scales a token and head has of its own; 0 for static ones */
+    int64_t scale_count;
+    unsigned char *codes; /* all NULL where the format has none */
+    float *scale;
+    uint8_t *zero_point;
+} hr_kv_store;
+
+struct hr_kv_cache {
+    int32_t num_kv_heads, head_dim, page_size, num_pages;
+    hr_rope rope;
+    uint64_t hadamard_seed; /* 0 when K is not rotated */
+    float *mean;            /* [num_kv_heads, head_dim] or NULL */
+    hr_kv_store k, v;
+    double rates[HR_ROPE_PAIRS];
+    float signs[HR_HEAD_DIM_MAX];
+};
+
+static inline int64_t hr_kv_row(const hr_kv_cache *cache, int32_t head, int64_t slot)
+{
+    int64_t page = slot / cache->page_size, offset = slot % cache->page_size;
+    return (page * cache->num_kv_heads + head) * cache->page_size + offset;
+}
+
+/* The first of the scales, and zero points, that the token's row has in this store. */
+static inline int64_t hr_kv_scale_index(const hr_kv_cache *cache, const hr_kv_store *store,
+                                        int32_t head, int64_t row)
+{
+    if (store->token_scales) return row * store->token_scales;
+    if (store->recipe.granularity == HR_GRANULARITY_HEAD) return head;
+    if (store->recipe.granularity == HR_GRANULARITY_CHANNEL) return (int64_t)head * cache->head_dim;
+    return 0;
+}
+
+/*
+ * A block table covers its sequences: every page it names for a token is at least 0, and below
+ * num_pages unless that is 0. The fields' own rules too; page_size must be given.
+ */
+hr_status hr_paging_check(const hr_paging *paging, int32_t batch, const int32_t *cu_seqlens,
+                          int32_t num_pages) HR_NODISCARD;
+
+#endif
