@@ -35,9 +35,9 @@ static hr_status check_operand(const hr_packed *at, hr_operand operand, const hr
     if (!at->codes || at->operand != operand)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "%s is not a packed %s", name, name);
     if (at->rope.rotary_dim)
-        return hr_fail(HR_ERROR_UNSUPPORTED,
-                       "%s was rotated by rope when it was packed, which packed files do not record",
-                       name);
+        return hr_fail(
+            HR_ERROR_UNSUPPORTED,
+            "%s was rotated by rope when it was packed, which packed files do not record", name);
     if (!same_recipe(&at->recipe, hr_recipe_of_operand(recipe, operand)))
         return hr_fail(HR_ERROR_MISMATCH, "%s was not packed with the recipe %s", name,
                        recipe->name);
