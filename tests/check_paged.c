@@ -17,7 +17,7 @@
 #include "check_run.h"
 #include "dispatch.h"
 
-enum { CASES_MIN = 40, SPARE_PAGES = 3 };
+enum { SPARE_PAGES = 3 };
 
 static const int32_t page_sizes[] = {16, 48, 64, 256};
 
@@ -307,8 +307,7 @@ static void run_row(const hr_kernel_info *row, uint64_t seed, row_result *result
     read_shapes(&lines);
     cr_assert_gt(recipes.count, 0, "%s has no recipe that a cache can hold", row->name);
     const int shapes = lines.count + EDGE_SHAPES;
-    int cases = recipes.count > shapes ? recipes.count : shapes;
-    if (cases < CASES_MIN) cases = CASES_MIN;
+    const int cases = recipes.count > shapes ? recipes.count : shapes;
     for (int i = 0; i < cases; i++) {
         int line = i % shapes;
         const char *text = line < EDGE_SHAPES ? edge_shapes[line] : lines.line[line - EDGE_SHAPES];

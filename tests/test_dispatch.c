@@ -42,7 +42,7 @@ Test(dispatch, first_row_in_the_mask_wins)
 {
     for (int i = 0; i < hr_kernel_count(); i++) {
         const hr_kernel_info *row = hr_kernel_at(i);
-        hr_kernel_query query = {.head_dim = row->head_dim_multiple};
+        hr_kernel_query query = {.head_dim = row->head_dim_multiple, .features = row->features};
         query.recipe.q.dtype = row->q_dtype;
         query.recipe.k.dtype = row->k_dtype;
         query.recipe.v.dtype = row->v_dtype;

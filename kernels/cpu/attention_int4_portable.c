@@ -61,3 +61,14 @@ static void expand_nibbles(const hr_kernel_operand *operand, int32_t head_dim, i
 DEFINE_ENTRY(int4)
 DEFINE_ENTRY(int4_uniform)
 DEFINE_ENTRY(int4_asymmetric)
+
+/* K in I8, V in 4 bits. */
+void hr_attention_int8_int4_portable(const hr_kernel_args *args)
+{
+    hr_integer_attention_portable(args, hr_integer_expand_i8, expand_nibbles);
+}
+
+size_t hr_attention_int8_int4_portable_scratch(int32_t head_dim)
+{
+    return hr_integer_attention_portable_scratch(head_dim);
+}
