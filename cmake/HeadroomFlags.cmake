@@ -1,7 +1,8 @@
 # headroom_flags: the warnings and sanitizers every target of the project is built with.
 add_library(headroom_flags INTERFACE)
 target_compile_options(headroom_flags INTERFACE
-  -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla
+  -Wall -Wextra -Wshadow -Wpointer-arith -Wvla
+  $<$<COMPILE_LANGUAGE:C>:-Wstrict-prototypes> $<$<COMPILE_LANGUAGE:C>:-Wmissing-prototypes>
   -ffp-contract=off # a fused multiply-add is written as one, so that every build rounds alike
   -fno-trapping-math # nobody reads the exception flags; gcc vectorises selections only with this
   $<$<BOOL:${HEADROOM_WERROR}>:-Werror>)
