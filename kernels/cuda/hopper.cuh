@@ -14,6 +14,12 @@
 
 #include <stdint.h>
 
+#ifdef __CUDACC__
+#define HR_HOST_DEVICE __host__ __device__
+#else
+#define HR_HOST_DEVICE
+#endif
+
 namespace hopper
 {
 
@@ -21,7 +27,7 @@ namespace hopper
 enum class Swizzle { none = 0, b128 = 1, b64 = 2, b32 = 3 };
 
 /* Bytes of a row of a swizzled tile: the width of TMA's box and the pitch of wgmma's rows. */
-constexpr int swizzle_bytes(Swizzle swizzle)
+HR_HOST_DEVICE constexpr int swizzle_bytes(Swizzle swizzle)
 {
     return swizzle == Swizzle::b128  ? 128
            : swizzle == Swizzle::b64 ? 64
@@ -40,15 +46,15 @@ constexpr int swizzle_bytes(Swizzle swizzle)
  * swizzle's period (1024, 512, 256 bytes), so the base offset is 0. `stride` is the distance of
  * groups of 8 rows; `leading` that of 16-byte columns without swizzle, unused with one.
  */
-constexpr uint64_t matrix_descriptor(uint32_t address, uint32_t leading, uint32_t stride,
-                                     Swizzle swizzle)
+HR_HOST_DEVICE constexpr uint64_t matrix_descriptor(uint32_t address, uint32_t leading,
+                                                    uint32_t stride, Swizzle swizzle)
 {
     return (uint64_t)((address & 0x3FFFF) >> 4) | (uint64_t)((leading & 0x3FFFF) >> 4) << 16 |
            (uint64_t)((stride & 0x3FFFF) >> 4) << 32 | (uint64_t)swizzle << 62;
 }
 
 /* The same for rows of swizzle_bytes each without gaps, the layout that a TMA box has. */
-constexpr uint64_t matrix_descriptor(uint32_t address, Swizzle swizzle)
+HR_HOST_DEVICE constexpr uint64_t matrix_descriptor(uint32_t address, Swizzle swizzle)
 {
     return matrix_descriptor(address, 0, 8 * (uint32_t)swizzle_bytes(swizzle), swizzle);
 }

@@ -130,6 +130,7 @@ HR_DEVICE void consume(const CUtensorMap &c, uint32_t base, Shape shape, int con
             const uint32_t a = base + STAGE + stage * 2 * TILE_BYTES + consumer * 64 * 128;
             const uint32_t b = base + STAGE + stage * 2 * TILE_BYTES + TILE_BYTES;
             mbarrier_wait(base + FULL + 8 * stage, parity);
+            wgmma_fence();
 #pragma unroll
             for (int step = 0; step < 128; step += 32)
                 multiply(d, matrix_descriptor(a + step, Swizzle::b128),
