@@ -9,9 +9,10 @@
 
 #include "headroom_commit.h"
 
-/* The first "model name" (x86) or "Model" line of /proc/cpuinfo; Arm kernels often give neither. */
+/* Arm kernels often give neither name. */
 const char *hr_machine_cpu(char *text, size_t size)
 {
+    text[0] = 0;
     FILE *file = fopen("/proc/cpuinfo", "r");
     if (!file) return NULL;
     char line[512];
@@ -32,6 +33,7 @@ const char *hr_machine_cpu(char *text, size_t size)
 const char *hr_machine_os(char *text, size_t size)
 {
     struct utsname name;
+    text[0] = 0;
     if (uname(&name) != 0) return NULL;
     snprintf(text, size, "%s %s %s", name.sysname, name.release, name.machine);
     return text;

@@ -183,8 +183,9 @@ int cli_check_output(const char *output, const char *const *inputs, int count)
         if (inputs[i] && stat(inputs[i], &input) == 0 && input.st_dev == target.st_dev &&
             input.st_ino == target.st_ino)
             return cli_usage("-o %s is the input %s; it would be overwritten", output, inputs[i]);
-    char *copy = strdup(output);
-    if (!copy) return cli_fail("out of memory");
+    /* The folder that matters is that of a link's target. */
+    char *copy = exists ? realpath(output, NULL) : strdup(output);
+    if (!copy) return cli_fail("%s: cannot write: %s", output, strerror(errno));
     int code = CLI_OK;
     if (access(dirname(copy), W_OK | X_OK) != 0)
         code = cli_fail("%s: cannot create a file in its directory: %s", output, strerror(errno));

@@ -13,7 +13,11 @@
 extern "C" {
 #endif
 
-/* Each fills text (always terminated) and returns it; NULL when the system does not say. */
+/*
+ * Each fills text, cut to size (>= 1) bytes with the terminator, and returns it; NULL, and text is
+ * empty, when the system does not say. The processor is the first "model name" of /proc/cpuinfo
+ * ("Model", the board, on Arm); the operating system is "Linux 6.1.0 x86_64".
+ */
 HR_API const char *hr_machine_cpu(char *text, size_t size);
 HR_API const char *hr_machine_os(char *text, size_t size);
 
