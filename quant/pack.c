@@ -148,7 +148,7 @@ static hr_status choose_tensor_scale(pack_job *job)
                 all.error[i] += job->groups[head].error[i];
     }
     float scale = hr_scale_group_choose(&all);
-    float floor = hr_scale_floor(scale);
+    float floor = hr_scale_floor(dtype, scale);
     out->scale[0] = scale > floor ? scale : floor;
     if (out->zero_point)
         out->zero_point[0] = hr_scale_zero_point(dtype, all.lo, all.hi, out->scale[0]);

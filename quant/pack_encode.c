@@ -96,7 +96,7 @@ static void apply_floor(hr_packed *packed, int32_t head)
     float *scale = packed->scale + count * head, largest = 0.0f;
     for (int64_t i = 0; i < count; i++)
         largest = scale[i] > largest ? scale[i] : largest;
-    float floor = hr_scale_floor(largest);
+    float floor = hr_scale_floor(packed->recipe.dtype, largest);
     for (int64_t i = 0; i < count; i++) {
         if (scale[i] >= floor) continue;
         if (packed->zero_point) {

@@ -160,9 +160,9 @@ uint8_t hr_scale_zero_point(hr_dtype dtype, float lo, float hi, float scale)
     return (uint8_t)(zero > 15.0 ? 15.0 : zero);
 }
 
-float hr_scale_floor(float largest)
+float hr_scale_floor(hr_dtype dtype, float largest)
 {
-    if (largest == 0.0f) return 1.0f;
+    if (largest == 0.0f) return dtype == HR_DTYPE_C4 ? 0x1p-60f : 1.0f;
     float floor = largest * 0x1p-16f;
     return floor > FLT_MIN ? floor : FLT_MIN;
 }

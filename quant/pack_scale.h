@@ -51,10 +51,10 @@ uint8_t hr_scale_zero_point(hr_dtype dtype, float lo, float hi, float scale);
  * A group far smaller than the largest of its head, or all zeros, takes largest * 2^-16: kernels
  * put log2(v_scale) in the exponent of the softmax, where a scale of 0 would be -inf and a tiny one
  * would waste its range. Such a group's values are below half a step of the floor, or lose at most
- * half of it. A head (or tensor) that is entirely zero takes 1, which is harmless: its codes are
- * all zero.
+ * half of it. A head (or tensor) that is entirely zero takes 1, which is harmless: its codes stand
+ * for 0. C4 has no level 0, so that such a head takes 2^-60 and is +6 * 2^-60 throughout.
  */
-float hr_scale_floor(float largest);
+float hr_scale_floor(hr_dtype dtype, float largest);
 
 /* True when scale, 1 / scale and scale * largest code are finite and scale > 0. */
 int hr_scale_is_valid(hr_dtype dtype, float scale);

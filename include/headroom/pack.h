@@ -113,8 +113,9 @@ typedef struct hr_pack_options {
  *
  * Dynamic scales map the largest magnitude of their group to the format's largest code; for I4, U4
  * and C4 they are the best of a few by squared error, clipping included (docs/int4-formats.md).
- * A scale is at least 2^-16 of the largest of its head, and 1 where the whole head is zero, so that
- * log2(scale) is always finite and of use. Results do not depend on the number of threads.
+ * A scale is at least 2^-16 of the largest of its head, and 1 (2^-60 in C4, which has no code for
+ * 0) where the whole head is zero, so that log2(scale) is always finite and of use. Results do not
+ * depend on the number of threads.
  */
 HR_API hr_status hr_pack(hr_operand operand, const hr_operand_recipe *recipe, const hr_tensor *x,
                          const hr_pack_options *options, hr_packed *out) HR_NODISCARD;
