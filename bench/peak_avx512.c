@@ -18,7 +18,8 @@ double hr_peak_fp32_avx512(long rounds)
                      "vfmadd231ps %%zmm24, %%zmm25, %%zmm\\n\n\t"
                      ".endr\n\t"
                      "dec %0\n\t"
-                     "jnz 1b"
+                     "jnz 1b\n\t"
+                     "vzeroupper" /* else SSE code after it runs many times slower */
                      : "+r"(left)
                      :
                      : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
