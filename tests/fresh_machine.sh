@@ -8,6 +8,7 @@
 #     sudo tests/fresh_machine.sh [SUITE [MIRROR]]      default: bookworm, deb.debian.org
 #
 # HEADROOM_TARGETS=demo runs only that one. HEADROOM_KEEP=1 leaves the folder and says where it is.
+# The certificates that PIP_CERT names are taken along (bullseye's CMake is old, so one comes from PyPI).
 set -euo pipefail
 
 suite=${1:-bookworm}
@@ -35,6 +36,7 @@ debootstrap --variant=minbase --include=ca-certificates,git,make "$suite" "$root
     >"$root.log" || { tail -n 20 "$root.log" >&2; exit 1; }
 rm "$root.log"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
+cp "${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}" "$root/srv/certificates"
 git -c safe.directory='*' clone -q --no-hardlinks "$source" "$root/srv/headroom"
 
 # What runs inside.
@@ -65,6 +67,6 @@ unshare --mount --pid --fork --kill-child bash -euo pipefail -c '
     mount --rbind /dev "$1/dev"
     mount -t tmpfs tmpfs "$1/dev/shm"
     exec chroot "$1" /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
-        HEADROOM_EXPECT="${HEADROOM_EXPECT:-}" bash /srv/try "${@:2}"
+        PIP_CERT=/srv/certificates HEADROOM_EXPECT="${HEADROOM_EXPECT:-}" bash /srv/try "${@:2}"
 ' namespace "$root" ${HEADROOM_TARGETS:-demo test}
 echo "=== passed"
