@@ -123,7 +123,8 @@ static bool check_granularities(const hr_kernel_info *info, const hr_recipe *rec
                   {"K", info->k_granularities, recipe->k.granularity},
                   {"V", info->v_granularities, recipe->v.granularity}};
     for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++) {
-        if (checks[i].has >> checks[i].wanted & 1) continue;
+        bool known = (unsigned)checks[i].wanted < HR_GRANULARITY_COUNT;
+        if (known && (checks[i].has >> checks[i].wanted & 1)) continue;
         snprintf(reason, HR_KERNEL_REASON_BYTES, "does not take %s scales per %s, only per ",
                  checks[i].operand, hr_granularity_name(checks[i].wanted));
         join_names(reason, HR_KERNEL_REASON_BYTES, checks[i].has, granularity_name);

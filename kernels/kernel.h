@@ -67,10 +67,8 @@ typedef struct hr_kernel_args {
     const float *lse_bias; /* [seqlen_q] of this head, or NULL; added to LSE times softmax_scale */
     float softmax_scale;
     /*
-     * Row i sees keys j with window_lo(i) <= j <= window_hi(i): i + shift - window_left and i +
-     * shift
-     * + window_right, either limit absent when the value is HR_WINDOW_NONE. Causal is window_right
-     * 0.
+     * Row i sees the keys from i + shift - window_left to i + shift + window_right; a limit that is
+     * HR_WINDOW_NONE is absent. Causal is window_right 0.
      */
     int32_t shift; /* seqlen_kv - seqlen_q */
     int32_t window_left, window_right;

@@ -131,8 +131,10 @@ static hr_status choose_kernel(hr_plan *plan, const hr_attention_problem *proble
 
     const hr_kernel_info *info;
     hr_status status = hr_kernel_find(&query, isa_mask, &info);
-    hr_status log_status = hr_kernel_log_choice(&query, isa_mask, info);
-    if (status == HR_OK) status = log_status;
+    hr_status logged = hr_kernel_log_choice(&query, isa_mask, info);
+    /* A log that cannot be written must not hide why no kernel was found: say that again. */
+    if (status != HR_OK && logged != HR_OK) return hr_kernel_find(&query, isa_mask, &info);
+    if (status == HR_OK) status = logged;
     if (status != HR_OK) return status;
     plan->recipe = query.recipe;
     plan->kernel = hr_kernel_of(info);

@@ -113,9 +113,10 @@ static hr_status allocate_store(const hr_kv_cache *cache, const hr_operand_recip
                                                               cache->head_dim, 1, nothing);
     store->scale = hr_alloc((size_t)store->scale_count, sizeof *store->scale);
     if (!store->scale) return HR_ERROR_OUT_OF_MEMORY;
-    /* Scales of 1 make slots that were never written read as zeros. */
+    /* What a head of zeros takes: slots never written read as (nearly) zeros in every format. */
+    const float unwritten = hr_scale_floor(recipe->dtype, 0);
     for (int64_t i = 0; i < store->scale_count; i++)
-        store->scale[i] = static_scale ? static_scale[i] : 1.0f;
+        store->scale[i] = static_scale ? static_scale[i] : unwritten;
     if (recipe->dtype != HR_DTYPE_U4) return HR_OK;
     store->zero_point = hr_alloc((size_t)store->scale_count, 1);
     return store->zero_point ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
