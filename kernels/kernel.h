@@ -42,15 +42,37 @@ typedef struct hr_kernel_operand {
     int32_t block;
     const int32_t *pages; /* of this sequence; NULL: not paged */
     int32_t page_size;    /* tokens */
-    int64_t page_slots;   /* from one page's slots of a head to the next page's */
+    int32_t page_shift;   /* token / page_size = token * page_inverse >> page_shift */
+    uint64_t page_inverse;
+    int64_t page_slots; /* from one page's slots of a head to the next page's */
 } hr_kernel_operand;
+
+/*
+ * Puts an operand in pages. A division costs more than all else a kernel does for a token, so it
+ * becomes a multiplication: with 2^(n-1) < page_size <= 2^n and inverse = ceil(2^(31+n) /
+ * page_size), the error token * (inverse * page_size - 2^(31+n)) stays below 2^(31+n) for every
+ * token below 2^31, and token * inverse below 2^63 (Granlund and Montgomery 1994, section 4).
+ */
+static inline void hr_kernel_set_pages(hr_kernel_operand *operand, const int32_t *pages,
+                                       int32_t page_size, int64_t page_slots)
+{
+    int32_t n = 0;
+    while ((int64_t)1 << n < page_size)
+        n++;
+    operand->pages = pages;
+    operand->page_size = page_size;
+    operand->page_shift = 31 + n;
+    operand->page_inverse =
+        ((UINT64_C(1) << operand->page_shift) + (uint64_t)page_size - 1) / (uint64_t)page_size;
+    operand->page_slots = page_slots;
+}
 
 /* Where a token of the sequence is, in rows of codes and in tokens' scales. */
 static inline int64_t hr_kernel_slot(const hr_kernel_operand *operand, int64_t token)
 {
     if (!operand->pages) return token;
-    const int32_t i = (int32_t)token, page = i / operand->page_size;
-    return operand->pages[page] * operand->page_slots + (i - page * operand->page_size);
+    const int64_t page = (int64_t)((uint64_t)token * operand->page_inverse >> operand->page_shift);
+    return operand->pages[page] * operand->page_slots + (token - page * operand->page_size);
 }
 
 typedef struct hr_kernel_args {

@@ -21,10 +21,9 @@ hr_kernel_operand hr_plan_paged_operand(const hr_plan *plan, const hr_kv_cache *
         .dtype = store->recipe.dtype,
         .granularity = store->recipe.granularity,
         .block = store->recipe.block,
-        .pages = paging->block_table + (int64_t)sequence * paging->max_pages,
-        .page_size = paging->page_size,
-        .page_slots = (int64_t)cache->num_kv_heads * cache->page_size,
     };
+    hr_kernel_set_pages(&out, paging->block_table + (int64_t)sequence * paging->max_pages,
+                        paging->page_size, (int64_t)cache->num_kv_heads * cache->page_size);
     if (store->scale) out.scale = store->scale + scale;
     if (store->zero_point) out.zero_point = store->zero_point + scale;
     return out;

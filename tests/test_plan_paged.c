@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "headroom/attention.h"
+#include "kernel.h"
 #include "test_random.h"
 
 enum { HEADS = 4, KV_HEADS = 2, HEAD_DIM = 64, QUERIES = 21, KEYS = 90, PAGE = 16, PAGES = 8 };
@@ -128,6 +128,70 @@ Test(plan_paged, a_run_is_the_attention_of_the_unrotated_tensors)
     }
 }
 
+static double longest_row(const float *x, int64_t rows)
+{
+    double longest = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        double sum = 0;
+        for (int c = 0; c < HEAD_DIM; c++)
+            sum += (double)x[r * HEAD_DIM + c] * (double)x[r * HEAD_DIM + c];
+        longest = fmax(longest, sqrt(sum));
+    }
+    return longest;
+}
+
+/*
+ * What rotating in FP32 costs, alone: the oracle on rotated F32 operands against the oracle that
+ * rotates in double. Each pair of q and of k is off by at most 2^-22 of its length, so a logit by
+ * D = softmax_scale |q| |k| 2^-21, every weight by a factor within e^(2 D), and an output by at
+ * most (e^(2 D) - 1) max |v|.
+ */
+Test(plan_paged, rotation_in_fp32_is_within_its_bound)
+{
+    for (int interleaved = 0; interleaved < 2; interleaved++) {
+        fixture *f = make_fixture("bf16:qkv.dtype=f32", interleaved);
+        hr_kv_cache *cache = make_cache(f, &f->options);
+        hr_packed k, q;
+        cr_assert_eq(hr_kv_cache_gather(cache, HR_OPERAND_K, &f->problem.paging, 1, cu_kv,
+                                        HR_LAYOUT_ROWS, &k),
+                     HR_OK, "%s", hr_last_error());
+        const hr_pack_options options = {
+            .batch = 1, .cu_seqlens = cu_q, .rope = f->problem.rope, .positions = f->positions_q};
+        cr_assert_eq(hr_pack(HR_OPERAND_Q, &f->recipe.q, &f->q_view, &options, &q), HR_OK);
+        static float rotated_q[QUERIES * HEADS * HEAD_DIM], rotated_k[KEYS * KV_HEADS * HEAD_DIM];
+        cr_assert_eq(hr_unpack(&q, rotated_q), HR_OK);
+        cr_assert_eq(hr_unpack(&k, rotated_k), HR_OK);
+        hr_tensor q_view = f->q_view, k_view = f->k_view;
+        q_view.data = rotated_q;
+        k_view.data = rotated_k;
+
+        static double o[2][QUERIES * HEADS * HEAD_DIM], lse[2][QUERIES * HEADS];
+        hr_attention_problem problem = f->problem;
+        problem.paging = (hr_paging){0};
+        cr_assert_eq(
+            hr_reference_attention(&problem, &f->q_view, &f->k_view, &f->v_view, o[0], lse[0]),
+            HR_OK);
+        problem.rope = (hr_rope){0};
+        cr_assert_eq(hr_reference_attention(&problem, &q_view, &k_view, &f->v_view, o[1], lse[1]),
+                     HR_OK);
+        double logit = (double)problem.softmax_scale * longest_row(f->q, QUERIES * HEADS) *
+                       longest_row(f->k, KEYS * KV_HEADS) * 0x1p-21;
+        double largest = 0, o_error = 0, lse_error = 0;
+        for (int i = 0; i < KEYS * KV_HEADS * HEAD_DIM; i++)
+            largest = fmax(largest, fabs((double)f->v[i]));
+        for (int i = 0; i < QUERIES * HEADS * HEAD_DIM; i++)
+            o_error = fmax(o_error, fabs(o[0][i] - o[1][i]));
+        for (int i = 0; i < QUERIES * HEADS; i++)
+            lse_error = fmax(lse_error, fabs(lse[0][i] - lse[1][i]));
+        cr_expect(o_error <= expm1(2 * logit) * largest, "%g", o_error);
+        cr_expect(lse_error <= logit, "%g, not %g", lse_error, logit);
+        cr_expect(o_error > 0, "nothing was rotated");
+        hr_packed_free(&q);
+        hr_packed_free(&k);
+        hr_kv_cache_free(cache);
+    }
+}
+
 static void expect_run_fails(const fixture *f, const hr_attention_problem *problem,
                              const hr_rope *q_rope, const hr_kv_cache *cache, hr_status status,
                              const char *text)
@@ -208,6 +272,27 @@ Test(plan_paged, packed_keys_and_values_are_for_contiguous_plans)
     cr_expect_eq(hr_plan_run(plan, &layer, &f->o_view, NULL), HR_ERROR_INVALID_ARGUMENT);
     cr_expect(strstr(hr_last_error(), "hr_plan_run_paged runs it"), "%s", hr_last_error());
     hr_plan_free(plan);
+}
+
+/* The multiplication that stands for a division, at the edges of pages up to the largest token. */
+Test(plan_paged, every_token_is_found_in_its_page)
+{
+    static int32_t pages[1 << 16];
+    for (int32_t i = 0; i < 1 << 16; i++)
+        pages[i] = i;
+    for (int32_t page_size = 1; page_size <= 256; page_size++) {
+        hr_kernel_operand operand = {0};
+        hr_kernel_set_pages(&operand, pages, page_size, page_size);
+        for (int32_t token = 0; token < 3000; token++)
+            cr_assert_eq(hr_kernel_slot(&operand, token), token, "%d of %d", token, page_size);
+        for (int64_t page = INT32_MAX / page_size; page > INT32_MAX / page_size - 1000; page--)
+            for (int64_t token = page * page_size - 1; token <= page * page_size + 1; token++) {
+                if (token < 0 || token > INT32_MAX) continue;
+                uint64_t found = (uint64_t)token * operand.page_inverse >> operand.page_shift;
+                cr_assert_eq((int64_t)found, token / page_size, "%lld of %d", (long long)token,
+                             page_size);
+            }
+    }
 }
 
 Test(plan_paged, packing_checks_rope)
