@@ -15,8 +15,12 @@
 
 #define G(name) (1u << HR_GRANULARITY_##name)
 #define F(name) ((uint32_t)HR_FEATURE_##name)
-#define HR_KERNEL(recipe, isa_suffix, ISA, q, k, v, p, q_gran, k_gran, v_gran, q_lay, k_lay,       \
-                  v_lay, multiple, max, feature_bits, rows, keys)                                  \
+#define HR_KERNEL(recipe, isa, ISA, q, k, v, p, q_gran, k_gran, v_gran, q_lay, k_lay, v_lay,       \
+                  multiple, max, features, rows, keys)                                             \
+    HR_DECODE_KERNEL(recipe, isa, ISA, q, k, v, p, q_gran, k_gran, v_gran, q_lay, k_lay, v_lay,    \
+                     multiple, max, features, rows, keys, 0)
+#define HR_DECODE_KERNEL(recipe, isa_suffix, ISA, q, k, v, p, q_gran, k_gran, v_gran, q_lay,       \
+                         k_lay, v_lay, multiple, max, feature_bits, rows, keys, longest_q)         \
     {.info = {.name = "attention_" #recipe "_" #isa_suffix,                                        \
               .isa = HR_ISA_##ISA,                                                                 \
               .q_dtype = HR_DTYPE_##q,                                                             \
@@ -33,7 +37,8 @@
               .head_dim_max = (max),                                                               \
               .features = (feature_bits),                                                          \
               .tile_q = (rows),                                                                    \
-              .tile_kv = (keys)},                                                                  \
+              .tile_kv = (keys),                                                                   \
+              .max_seqlen_q = (longest_q)},                                                        \
      .entry = hr_attention_##recipe##_##isa_suffix,                                                \
      .scratch_bytes = hr_attention_##recipe##_##isa_suffix##_scratch},
 
@@ -145,6 +150,11 @@ hr_kernel_fit hr_kernel_check(const hr_kernel_info *info, const hr_kernel_query 
                  "takes a head_dim that is a multiple of %d up to %d, not %d",
                  info->head_dim_multiple, info->head_dim_max, query->head_dim);
         return HR_KERNEL_LACKS_HEAD_DIM;
+    }
+    if (info->max_seqlen_q && (query->seqlen_q < 1 || query->seqlen_q > info->max_seqlen_q)) {
+        snprintf(reason, HR_KERNEL_REASON_BYTES, "takes a seqlen_q of 1 to %d, not %d",
+                 info->max_seqlen_q, query->seqlen_q);
+        return HR_KERNEL_LACKS_SEQLEN_Q;
     }
     uint32_t missing = query->features & ~info->features;
     if (missing) {

@@ -5,6 +5,10 @@
  * threads and calls the kernel's entry for each with everything it needs in hr_kernel_args. A
  * kernel is single-threaded, validates nothing (the plan did; kernels assert), allocates nothing
  * (scratch is handed in) and touches only rows [q_begin, q_end) of o and lse.
+ *
+ * A decode kernel (max_seqlen_q > 0) gets the query heads of one KV head together: its entry's
+ * argument is an array of `heads` structs, alike but for q, lse_bias, alibi_slope, sink, o and lse.
+ * Any other kernel gets one. heads * (q_end - q_begin) <= tile_q.
  */
 #ifndef HEADROOM_KERNEL_H
 #define HEADROOM_KERNEL_H
@@ -76,6 +80,7 @@ static inline int64_t hr_kernel_slot(const hr_kernel_operand *operand, int64_t t
 }
 
 typedef struct hr_kernel_args {
+    int32_t heads; /* elements of the array that this one is in: 1, but for decode kernels */
     int32_t head_dim;
     int32_t seqlen_q, seqlen_kv; /* of this sequence; seqlen_kv >= 1 */
     int32_t q_begin, q_end;      /* rows of this task, q_end - q_begin in 1 .. tile_q */

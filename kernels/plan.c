@@ -1,9 +1,6 @@
 /*
- * Plans: copy the problem, choose the kernel, split the work into tasks.
- *
- * Tasks are sorted longest first, so that with dynamic scheduling no thread starts a long task when
- * the others are about to finish; equal ones keep the order (sequence, head, row), which reads a
- * head's K and V from cache for all its query tiles.
+ * Plans: copy the problem, choose the kernel, have the work split into tasks (plan_tasks.c), and
+ * allocate all that runs need.
  */
 #include "plan.h"
 
@@ -15,76 +12,6 @@
 #include "isa.h"
 #include "memory.h"
 #include "status_internal.h"
-
-static int64_t task_work(const hr_task *task)
-{
-    return (int64_t)(task->q_end - task->q_begin) * (task->kv_end - task->kv_begin);
-}
-
-static int compare_tasks(const void *left, const void *right)
-{
-    const hr_task *a = left, *b = right;
-    int64_t work_a = task_work(a), work_b = task_work(b);
-    if (work_a != work_b) return work_a > work_b ? -1 : 1;
-    if (a->sequence != b->sequence) return a->sequence < b->sequence ? -1 : 1;
-    if (a->head != b->head) return a->head < b->head ? -1 : 1;
-    return a->q_begin < b->q_begin ? -1 : a->q_begin > b->q_begin;
-}
-
-/*
- * The keys that rows [q_begin, q_end) see. Both ends of a row's range grow with the row, so the
- * union runs from the first row's start to the last row's end, unless a window leaves gaps.
- */
-static void set_key_range(hr_task *task, const hr_kernel_args *args, int32_t tile_kv)
-{
-    int32_t first_lo, first_hi, last_lo, last_hi;
-    hr_kernel_row_range(args, task->q_begin, &first_lo, &first_hi);
-    hr_kernel_row_range(args, task->q_end - 1, &last_lo, &last_hi);
-    if (first_lo >= last_hi) return;
-    task->kv_begin = first_lo / tile_kv * tile_kv;
-    task->kv_end = last_hi;
-}
-
-static int64_t visible_pairs(const hr_kernel_args *args)
-{
-    int64_t pairs = 0;
-    for (int32_t row = 0; row < args->seqlen_q; row++) {
-        int32_t lo, hi;
-        hr_kernel_row_range(args, row, &lo, &hi);
-        if (hi > lo) pairs += hi - lo;
-    }
-    return pairs;
-}
-
-hr_status hr_plan_build_tasks(hr_plan *plan)
-{
-    const hr_attention_problem *problem = &plan->problem;
-    const int32_t tile_q = plan->kernel->info.tile_q, tile_kv = plan->kernel->info.tile_kv;
-    int64_t tiles = 0;
-    double pairs = 0;
-    for (int32_t b = 0; b < problem->batch; b++) {
-        hr_kernel_args args = hr_sequence_args(problem, b);
-        tiles += args.seqlen_q / tile_q + (args.seqlen_q % tile_q != 0);
-        pairs += (double)visible_pairs(&args);
-    }
-    plan->flops = 4.0 * problem->head_dim * problem->num_heads * pairs;
-    plan->task_count = tiles * problem->num_heads;
-    plan->tasks = hr_alloc((size_t)plan->task_count, sizeof *plan->tasks);
-    if (!plan->tasks) return HR_ERROR_OUT_OF_MEMORY;
-
-    hr_task *task = plan->tasks;
-    for (int32_t b = 0; b < problem->batch; b++) {
-        hr_kernel_args args = hr_sequence_args(problem, b);
-        for (int32_t head = 0; head < problem->num_heads; head++)
-            for (int32_t row = 0; row < args.seqlen_q; row += tile_q) {
-                *task = (hr_task){.sequence = b, .head = head, .q_begin = row};
-                task->q_end = args.seqlen_q - row > tile_q ? row + tile_q : args.seqlen_q;
-                set_key_range(task++, &args, tile_kv);
-            }
-    }
-    qsort(plan->tasks, (size_t)plan->task_count, sizeof *plan->tasks, compare_tasks);
-    return HR_OK;
-}
 
 static hr_status copy_array(const void *source, size_t count, size_t size, void *out)
 {
@@ -141,6 +68,17 @@ static hr_status choose_kernel(hr_plan *plan, const hr_attention_problem *proble
     return HR_OK;
 }
 
+static hr_status allocate_parts(hr_plan *plan)
+{
+    if (plan->parts == 0) return HR_OK;
+    const hr_attention_problem *problem = &plan->problem;
+    const size_t vectors = (size_t)problem->cu_seqlens_q[problem->batch] *
+                           (size_t)problem->num_heads * (size_t)plan->parts;
+    plan->part_o = hr_alloc(vectors, (size_t)problem->head_dim * sizeof *plan->part_o);
+    plan->part_lse = hr_alloc(vectors, sizeof *plan->part_lse);
+    return plan->part_o && plan->part_lse ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
+}
+
 static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
                             const hr_recipe *recipe, const hr_plan_options *options)
 {
@@ -153,13 +91,21 @@ static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                        "a stream was given, but %s runs on the CPU; stream must be NULL",
                        plan->kernel->info.name);
+    if (options->kv_splits < 0)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "kv_splits is %d; it must be 0 (as the problem needs) or at least 1",
+                       options->kv_splits);
     HR_TRY(copy_problem(plan, problem));
+    plan->kv_splits = options->kv_splits;
     HR_TRY(hr_plan_build_tasks(plan));
+    HR_TRY(allocate_parts(plan));
 
     plan->threads = options->threads ? options->threads : omp_get_max_threads();
     if (plan->threads > plan->task_count)
         plan->threads = plan->task_count ? (int32_t)plan->task_count : 1;
-    plan->scratch_stride = (plan->kernel->scratch_bytes(problem->head_dim) + 63) / 64 * 64;
+    plan->args_bytes = hr_plan_args_bytes(plan);
+    plan->scratch_stride =
+        plan->args_bytes + (plan->kernel->scratch_bytes(problem->head_dim) + 63) / 64 * 64;
     plan->scratch = hr_alloc((size_t)plan->threads, plan->scratch_stride);
     return plan->scratch ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
 }
@@ -190,6 +136,9 @@ void hr_plan_free(hr_plan *plan)
     free(plan->alibi_slopes);
     free(plan->sinks);
     free(plan->tasks);
+    free(plan->merges);
+    free(plan->part_o);
+    free(plan->part_lse);
     free(plan->scratch);
     free(plan);
 }

@@ -1,9 +1,11 @@
 /*
  * Inside of a plan: the validated problem, the chosen kernel and the list of tasks.
  *
- * A task is up to tile_q neighbouring query rows of one head of one sequence, with the range of
- * keys that any of them sees. Tasks are independent and each is computed by one thread, so results
- * are the same bits whatever the number of threads.
+ * A task is up to tile_q neighbouring query rows of one head of one sequence (of all heads that
+ * share a KV head, for decode kernels), with the range of keys that any of them sees. Few queries
+ * over many keys are split into tasks along the keys too, whose results are merged afterwards.
+ * Tasks are independent, each is computed by one thread, and how they are cut does not depend on
+ * the number of threads: results are the same bits whatever that is.
  */
 #ifndef HEADROOM_PLAN_H
 #define HEADROOM_PLAN_H
@@ -11,10 +13,19 @@
 #include "kernel.h"
 
 typedef struct hr_task {
-    int32_t sequence, head;
+    int32_t sequence;
+    int32_t head, heads; /* query heads [head, head + heads), of one KV head */
     int32_t q_begin, q_end;
     int32_t kv_begin, kv_end; /* equal: no row of the task sees any key, and no kernel is called */
+    int32_t part;             /* its chunk of a split kv axis; HR_TASK_WHOLE: not split */
 } hr_task;
+
+enum { HR_TASK_WHOLE = -1 };
+
+/* The rows of tasks that were split: parts 0 .. parts - 1 are merged when all tasks are done. */
+typedef struct hr_merge {
+    int32_t sequence, head, heads, q_begin, q_end, parts;
+} hr_merge;
 
 struct hr_plan {
     hr_attention_problem problem; /* its arrays point to the copies below */
@@ -23,10 +34,16 @@ struct hr_plan {
     hr_recipe recipe;
     const hr_kernel *kernel;
     int32_t threads;
-    size_t scratch_stride; /* bytes a thread, a multiple of 64 */
+    size_t args_bytes;     /* of an array of hr_kernel_args, rounded up to 64 */
+    size_t scratch_stride; /* bytes a thread, a multiple of 64: the array, the kernel's scratch */
     unsigned char *scratch;
     hr_task *tasks; /* most work first */
     int64_t task_count;
+    int32_t kv_splits; /* hr_plan_options.kv_splits */
+    hr_merge *merges;
+    int64_t merge_count;
+    int32_t parts;            /* most parts a merge has; 0: nothing is split */
+    float *part_o, *part_lse; /* [parts][total_q][num_heads][head_dim]; the same less head_dim */
     double flops;
 };
 
@@ -36,7 +53,9 @@ hr_status hr_attention_problem_check(const hr_attention_problem *problem) HR_NOD
 /* The lengths and mask of one sequence as a kernel sees them; other fields are zero. */
 hr_kernel_args hr_sequence_args(const hr_attention_problem *problem, int32_t sequence);
 
-/* Fills tasks, task_count and flops of a plan whose problem and kernel are set. */
+int32_t hr_longest_sequence(const int32_t *cu_seqlens, int32_t batch);
+
+/* Fills tasks, merges, parts and flops of a plan whose problem, kernel and kv_splits are set. */
 hr_status hr_plan_build_tasks(hr_plan *plan) HR_NODISCARD;
 
 /* What one run reads and writes: K and V either packed or in a cache. */
@@ -45,6 +64,9 @@ typedef struct hr_plan_io {
     const hr_kv_cache *cache; /* NULL: k and v */
     const hr_tensor *o, *lse;
 } hr_plan_io;
+
+/* Bytes of one hr_kernel_args for each head of the task with most heads, a multiple of 64. */
+size_t hr_plan_args_bytes(const hr_plan *plan);
 
 /* HR_ERROR_MISMATCH, naming the field, unless the operands are what the plan's kernel reads. */
 hr_status hr_plan_check_operands(const hr_plan *plan, const hr_plan_io *io) HR_NODISCARD;
@@ -61,5 +83,12 @@ hr_status hr_plan_check_rope(const char *name, const hr_rope *has,
 /* K or V of a cache as the kernel sees it from one KV head of one sequence. */
 hr_kernel_operand hr_plan_paged_operand(const hr_plan *plan, const hr_kv_cache *cache,
                                         hr_operand operand, int32_t kv_head, int32_t sequence);
+
+/*
+ * One row of hr_merge_states: part p has its O at o + p * o_stride and its LSE at lse + p *
+ * lse_stride. `sink` is -inf without one; out_lse may be NULL.
+ */
+void hr_merge_row(const float *o, int64_t o_stride, const float *lse, int64_t lse_stride,
+                  int32_t parts, int32_t head_dim, float sink, float *out, float *out_lse);
 
 #endif

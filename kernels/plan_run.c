@@ -1,6 +1,6 @@
 /*
- * Running a plan: hand every task to the kernel, with the operands as its head and sequence sees
- * them.
+ * Running a plan: hand every task to the kernel, with the operands as its heads and sequence see
+ * them; then merge what was split.
  *
  * Inside a caller's OpenMP region the tasks run on the calling thread alone: the caller has already
  * divided the machine, and a second team would only compete with the first.
@@ -35,7 +35,7 @@ static hr_kernel_operand operand_of(const hr_packed *packed, int32_t head, int32
     return operand;
 }
 
-/* Rows that see no key: O = 0; LSE is that of the sink alone, -inf without one. */
+/* Rows of one head that see no key: O = 0; LSE is that of the sink alone, -inf without one. */
 static void fill_masked_rows(const hr_kernel_args *args)
 {
     for (int32_t row = args->q_begin; row < args->q_end; row++) {
@@ -46,43 +46,85 @@ static void fill_masked_rows(const hr_kernel_args *args)
     }
 }
 
-static void run_task(const hr_plan *plan, const hr_plan_io *io, const hr_task *task, void *scratch)
+/* Where rows of a sequence and head go: the caller's O and LSE, or those of a part. */
+static void set_output(const hr_plan *plan, const hr_plan_io *io, const hr_task *task, int32_t head,
+                       hr_kernel_args *args)
 {
     const hr_attention_problem *problem = &plan->problem;
-    int32_t head = task->head, sequence = task->sequence;
-    int32_t kv_head = head / (problem->num_heads / problem->num_kv_heads);
-    int64_t first_row = problem->cu_seqlens_q[sequence];
+    const int64_t first_row = problem->cu_seqlens_q[task->sequence];
+    if (task->part != HR_TASK_WHOLE) {
+        const int64_t total_q = problem->cu_seqlens_q[problem->batch], heads = problem->num_heads;
+        const int64_t vector = (task->part * total_q + first_row) * heads + head;
+        args->sink = -INFINITY; /* joins once, when parts are merged */
+        args->o = plan->part_o + vector * problem->head_dim;
+        args->o_stride = heads * problem->head_dim;
+        args->lse = plan->part_lse + vector;
+        args->lse_stride = heads;
+        return;
+    }
+    args->sink = problem->sinks ? problem->sinks[head] : -INFINITY;
+    args->o_stride = io->o->stride[0];
+    args->o = (float *)io->o->data + first_row * io->o->stride[0] + head * io->o->stride[1];
+    if (!io->lse) return;
+    args->lse_stride = io->lse->stride[0];
+    args->lse = (float *)io->lse->data + first_row * io->lse->stride[0] + head * io->lse->stride[1];
+}
 
-    hr_kernel_args args = hr_sequence_args(problem, sequence);
+/* `memory` is this thread's: an array of arguments, then the kernel's scratch. */
+static void run_task(const hr_plan *plan, const hr_plan_io *io, const hr_task *task,
+                     unsigned char *memory)
+{
+    const hr_attention_problem *problem = &plan->problem;
+    const int32_t kv_head = task->head / (problem->num_heads / problem->num_kv_heads);
+
+    hr_kernel_args args = hr_sequence_args(problem, task->sequence);
+    args.heads = task->heads;
     args.q_begin = task->q_begin;
     args.q_end = task->q_end;
     args.kv_begin = task->kv_begin;
     args.kv_end = task->kv_end;
     args.p_dtype = plan->recipe.p.dtype;
-    args.alibi_slope = problem->alibi_slopes ? problem->alibi_slopes[head] : 0;
-    args.sink = problem->sinks ? problem->sinks[head] : -INFINITY;
-    args.o_stride = io->o->stride[0];
-    args.o = (float *)io->o->data + first_row * io->o->stride[0] + head * io->o->stride[1];
-    if (io->lse) {
-        args.lse_stride = io->lse->stride[0];
-        args.lse =
-            (float *)io->lse->data + first_row * io->lse->stride[0] + head * io->lse->stride[1];
+    args.scratch = memory + plan->args_bytes;
+    const bool empty = task->kv_begin == task->kv_end;
+    if (!empty && io->cache) {
+        args.k = hr_plan_paged_operand(plan, io->cache, HR_OPERAND_K, kv_head, task->sequence);
+        args.v = hr_plan_paged_operand(plan, io->cache, HR_OPERAND_V, kv_head, task->sequence);
+    } else if (!empty) {
+        args.k = operand_of(io->k, kv_head, task->sequence);
+        args.v = operand_of(io->v, kv_head, task->sequence);
     }
-    args.scratch = scratch;
-    if (task->kv_begin == task->kv_end) {
-        fill_masked_rows(&args);
-        return;
+
+    hr_kernel_args *heads = (hr_kernel_args *)memory;
+    for (int32_t i = 0; i < task->heads; i++) {
+        const int32_t head = task->head + i;
+        args.q = operand_of(io->q, head, task->sequence);
+        args.alibi_slope = problem->alibi_slopes ? problem->alibi_slopes[head] : 0;
+        if (io->q->lse_bias)
+            args.lse_bias = io->q->lse_bias + head * io->q->total_tokens +
+                            problem->cu_seqlens_q[task->sequence];
+        set_output(plan, io, task, head, &args);
+        if (empty) fill_masked_rows(&args);
+        heads[i] = args;
     }
-    args.q = operand_of(io->q, head, sequence);
-    if (io->cache) {
-        args.k = hr_plan_paged_operand(plan, io->cache, HR_OPERAND_K, kv_head, sequence);
-        args.v = hr_plan_paged_operand(plan, io->cache, HR_OPERAND_V, kv_head, sequence);
-    } else {
-        args.k = operand_of(io->k, kv_head, sequence);
-        args.v = operand_of(io->v, kv_head, sequence);
-    }
-    if (io->q->lse_bias) args.lse_bias = io->q->lse_bias + head * io->q->total_tokens + first_row;
-    plan->kernel->entry(&args);
+    if (!empty) plan->kernel->entry(heads);
+}
+
+static void run_merge(const hr_plan *plan, const hr_plan_io *io, const hr_merge *merge)
+{
+    const hr_attention_problem *problem = &plan->problem;
+    const int64_t heads = problem->num_heads, first_row = problem->cu_seqlens_q[merge->sequence];
+    const int64_t part_stride = problem->cu_seqlens_q[problem->batch] * heads;
+    for (int32_t head = merge->head; head < merge->head + merge->heads; head++)
+        for (int64_t row = first_row + merge->q_begin; row < first_row + merge->q_end; row++) {
+            const int64_t vector = row * heads + head;
+            float *o = (float *)io->o->data + row * io->o->stride[0] + head * io->o->stride[1];
+            float *lse = NULL;
+            if (io->lse)
+                lse = (float *)io->lse->data + row * io->lse->stride[0] + head * io->lse->stride[1];
+            hr_merge_row(plan->part_o + vector * problem->head_dim, part_stride * problem->head_dim,
+                         plan->part_lse + vector, part_stride, merge->parts, problem->head_dim,
+                         problem->sinks ? problem->sinks[head] : -INFINITY, o, lse);
+        }
 }
 
 static hr_status check_output(const hr_plan *plan, const char *name, const hr_tensor *tensor,
@@ -115,11 +157,17 @@ static hr_status run_tasks(const hr_plan *plan, const hr_plan_io *io)
     HR_TRY(check_output(plan, "o", io->o, 3));
     if (io->lse) HR_TRY(check_output(plan, "lse", io->lse, 2));
     const int threads = omp_in_parallel() || plan->flops < SERIAL_FLOPS ? 1 : plan->threads;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < plan->task_count; i++)
-        run_task(plan, io, &plan->tasks[i],
-                 plan->scratch +
-                     (threads > 1 ? (size_t)omp_get_thread_num() : 0) * plan->scratch_stride);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        const size_t thread = threads > 1 ? (size_t)omp_get_thread_num() : 0;
+        unsigned char *memory = plan->scratch + thread * plan->scratch_stride;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < plan->task_count; i++)
+            run_task(plan, io, &plan->tasks[i], memory);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < plan->merge_count; i++)
+            run_merge(plan, io, &plan->merges[i]);
+    }
     return HR_OK;
 }
 

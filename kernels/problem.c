@@ -106,6 +106,15 @@ hr_status hr_attention_problem_check(const hr_attention_problem *problem)
     return hr_paging_check(&problem->paging, problem->batch, problem->cu_seqlens_kv, 0);
 }
 
+int32_t hr_longest_sequence(const int32_t *cu_seqlens, int32_t batch)
+{
+    int32_t longest = 0;
+    for (int32_t b = 0; b < batch; b++)
+        if (cu_seqlens[b + 1] - cu_seqlens[b] > longest)
+            longest = cu_seqlens[b + 1] - cu_seqlens[b];
+    return longest;
+}
+
 static uint32_t length_features(const int32_t *cu_seqlens, int32_t batch)
 {
     int32_t first = cu_seqlens[1] - cu_seqlens[0];
@@ -126,6 +135,7 @@ hr_status hr_kernel_query_from(const hr_attention_problem *problem, const hr_rec
     out->recipe = *recipe;
     HR_TRY(hr_recipe_normalize(&out->recipe));
     out->head_dim = problem->head_dim;
+    out->seqlen_q = hr_longest_sequence(problem->cu_seqlens_q, problem->batch);
 
     const hr_mask *mask = &problem->mask;
     uint32_t features = length_features(problem->cu_seqlens_q, problem->batch) |
@@ -146,7 +156,7 @@ hr_status hr_kernel_query_from(const hr_attention_problem *problem, const hr_rec
 hr_kernel_args hr_sequence_args(const hr_attention_problem *problem, int32_t sequence)
 {
     const hr_mask *mask = &problem->mask;
-    hr_kernel_args args = {0};
+    hr_kernel_args args = {.heads = 1};
     args.head_dim = problem->head_dim;
     args.seqlen_q = problem->cu_seqlens_q[sequence + 1] - problem->cu_seqlens_q[sequence];
     args.seqlen_kv = problem->cu_seqlens_kv[sequence + 1] - problem->cu_seqlens_kv[sequence];

@@ -42,7 +42,9 @@ Test(dispatch, first_row_in_the_mask_wins)
 {
     for (int i = 0; i < hr_kernel_count(); i++) {
         const hr_kernel_info *row = hr_kernel_at(i);
-        hr_kernel_query query = {.head_dim = row->head_dim_multiple, .features = row->features};
+        hr_kernel_query query = {.head_dim = row->head_dim_multiple,
+                                 .seqlen_q = row->max_seqlen_q,
+                                 .features = row->features};
         query.recipe.q.dtype = row->q_dtype;
         query.recipe.k.dtype = row->k_dtype;
         query.recipe.v.dtype = row->v_dtype;
@@ -86,6 +88,32 @@ Test(dispatch, a_named_kernel_is_found_or_explained)
     expect_failure(&query, every_isa, HR_ERROR_NOT_FOUND, "attention_bf16_portable");
 }
 
+Test(dispatch, decode_kernels_take_short_queries_only)
+{
+    for (int i = 0; i < hr_kernel_count(); i++) {
+        const hr_kernel_info *row = hr_kernel_at(i);
+        if (row->max_seqlen_q == 0) continue;
+        hr_kernel_query query = {.head_dim = 64, .name = row->name};
+        query.recipe.q.dtype = row->q_dtype;
+        query.recipe.k.dtype = row->k_dtype;
+        query.recipe.v.dtype = row->v_dtype;
+        query.recipe.p.dtype = row->p_dtype;
+        query.recipe.q.granularity = (hr_granularity)__builtin_ctz(row->q_granularities);
+        query.recipe.k.granularity = (hr_granularity)__builtin_ctz(row->k_granularities);
+        query.recipe.v.granularity = (hr_granularity)__builtin_ctz(row->v_granularities);
+        expect_failure(&query, every_isa, HR_ERROR_UNSUPPORTED, "not 0");
+        query.seqlen_q = row->max_seqlen_q + 1;
+        expect_failure(&query, every_isa, HR_ERROR_UNSUPPORTED, "takes a seqlen_q of 1 to");
+        query.name = NULL;
+        const hr_kernel_info *found;
+        cr_assert_eq(hr_kernel_find(&query, 1u << row->isa | portable_only, &found), HR_OK);
+        cr_assert_eq(found->max_seqlen_q, 0);
+        query.seqlen_q = row->max_seqlen_q;
+        cr_assert_eq(hr_kernel_find(&query, 1u << row->isa | portable_only, &found), HR_OK);
+        cr_assert_eq(found, row);
+    }
+}
+
 Test(dispatch, rows_are_well_formed)
 {
     for (int i = 0; i < hr_kernel_count(); i++) {
@@ -94,6 +122,7 @@ Test(dispatch, rows_are_well_formed)
         cr_expect(row->q_granularities && row->k_granularities && row->v_granularities);
         cr_expect(row->head_dim_multiple >= 1 && row->head_dim_max % row->head_dim_multiple == 0);
         cr_expect(row->tile_q >= 1 && row->tile_kv >= 1);
+        cr_expect(row->max_seqlen_q >= 0 && row->max_seqlen_q <= row->tile_q);
         cr_expect_eq(row->tile_kv % hr_layout_tile_tokens(row->k_layout), 0, "%s", row->name);
         cr_expect_eq(row->tile_kv % hr_layout_tile_tokens(row->v_layout), 0, "%s", row->name);
         cr_expect_eq(row->features >> HR_FEATURE_COUNT, 0);

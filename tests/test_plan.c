@@ -17,7 +17,8 @@ static bool runnable(const hr_kernel_info *row)
 /* A causal problem with enough tasks to spread, in the recipe of a row; the row's own plan. */
 static plan_setup *make_for(const hr_kernel_info *row, int32_t threads, hr_plan **plan)
 {
-    plan_setup *s = setup_make("bf16", 4, 2, 40, 301, 301);
+    const int32_t queries = row->max_seqlen_q ? row->max_seqlen_q : 301;
+    plan_setup *s = setup_make("bf16", 4, 2, 40, queries, 301);
     recipe_for(row, &s->recipe);
     s->problem.mask.causal = true;
     *plan = setup_plan(s, &(hr_plan_options){.kernel = row->name, .threads = threads});
@@ -54,7 +55,7 @@ Test(plan, results_do_not_depend_on_threads)
 /* Best row this machine runs for the preset. */
 static const hr_kernel_info *best_row(const char *recipe)
 {
-    plan_setup *s = setup_make(recipe, 2, 2, 16, 1, 1);
+    plan_setup *s = setup_make(recipe, 2, 2, 16, 17, 1);
     hr_plan *plan = setup_plan(s, NULL);
     const hr_kernel_info *row = hr_plan_kernel(plan);
     hr_plan_free(plan);
@@ -144,7 +145,9 @@ Test(plan, rows_without_keys_are_zero_or_their_sink)
         if (!runnable(row)) continue;
         for (int sinks = 0; sinks < 2; sinks++) {
             const float sink[2] = {3, -INFINITY};
-            plan_setup *s = setup_make("bf16", 2, 2, 24, 300, 40);
+            const int32_t queries = row->max_seqlen_q ? row->max_seqlen_q : 300;
+            const int32_t keys = row->max_seqlen_q ? 5 : 40;
+            plan_setup *s = setup_make("bf16", 2, 2, 24, queries, keys);
             recipe_for(row, &s->recipe);
             s->problem.mask.causal = true;
             s->problem.sinks = sinks ? sink : NULL;
@@ -154,9 +157,9 @@ Test(plan, rows_without_keys_are_zero_or_their_sink)
             memset(s->o.data, 0xff, o_bytes(s));
             setup_run(s, plan);
             const float *o = s->o.data, *lse = s->lse.data;
-            for (int t = 0; t < 300; t++)
+            for (int t = 0; t < queries; t++)
                 for (int head = 0; head < 2; head++) {
-                    bool empty = t < 260;
+                    bool empty = t < queries - keys;
                     float expected = sinks ? sink[head] : -INFINITY, got = lse[t * 2 + head];
                     if (empty)
                         cr_expect(got == expected || fabsf(got - expected) < 1e-6f, "%s: lse %g",

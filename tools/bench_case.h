@@ -29,8 +29,9 @@ typedef struct bench_result {
 
 typedef struct bench_state {
     int32_t repeats, threads;
-    int32_t cases; /* run so far */
-    float *stream; /* read by the streaming loop */
+    int32_t cases;      /* run so far */
+    int64_t cold_bytes; /* memory that the copies of K and V take together at least; 0: one copy */
+    float *stream;      /* read by the streaming loop */
     size_t stream_bytes;
 } bench_state;
 

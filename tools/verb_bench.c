@@ -24,7 +24,8 @@ enum {
     KEY_HEADS,
     KEY_KV_HEADS,
     KEY_REPEATS,
-    KEY_MASK
+    KEY_MASK,
+    KEY_COLD
 };
 
 typedef struct bench_arguments {
@@ -32,7 +33,7 @@ typedef struct bench_arguments {
     const char *filter;
     long head_dim[LIST_MAX], seqlen_q[LIST_MAX], seqlen_kv[LIST_MAX];
     int head_dims, seqlens_q, seqlens_kv;
-    long heads, kv_heads, repeats;
+    long heads, kv_heads, repeats, cold;
     bool full, causal;
 } bench_arguments;
 
@@ -46,6 +47,11 @@ static const struct argp_option options[] = {
     {"kv-heads", KEY_KV_HEADS, "N", 0, "KV heads (default: as --heads)", 0},
     {"mask", KEY_MASK, "full|causal|both", 0, "Which masks (default both)", 0},
     {"repeats", KEY_REPEATS, "N", 0, "Timed runs of a case (default 7)", 0},
+    {"cold", KEY_COLD, "MIB", 0,
+     "Go through so many copies of K and V in turn that they take MIB of memory: with more than "
+     "the "
+     "caches hold, K and V come from memory, as in decode (default: one copy)",
+     0},
     {0},
 };
 
@@ -95,6 +101,9 @@ static error_t parse(int key, char *text, struct argp_state *state)
         return 0;
     case KEY_REPEATS:
         a->repeats = cli_number("--repeats", text, 1, 10000);
+        return 0;
+    case KEY_COLD:
+        a->cold = cli_number("--cold", text, 1, 1 << 20);
         return 0;
     case KEY_MASK:
         parse_mask(text, a);
@@ -180,9 +189,10 @@ static int print_result(const bench_state *state, json_t *rows)
     struct tm utc;
     strftime(time_text, sizeof time_text, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
     return cli_print_json(json_pack(
-        "{ss ss? ss ss? ss? ss si so}", "headroom", hr_version(), "commit", hr_machine_commit(),
+        "{ss ss? ss ss? ss? ss si sI so}", "headroom", hr_version(), "commit", hr_machine_commit(),
         "compiler", hr_machine_compiler(), "cpu", hr_machine_cpu(cpu, sizeof cpu), "os",
-        hr_machine_os(os, sizeof os), "date", time_text, "threads", state->threads, "rows", rows));
+        hr_machine_os(os, sizeof os), "date", time_text, "threads", state->threads, "cold_bytes",
+        (json_int_t)state->cold_bytes, "rows", rows));
 }
 
 int verb_bench(int argc, char **argv)
@@ -210,7 +220,8 @@ int verb_bench(int argc, char **argv)
     cli_parse(&argp, argc, argv, &arguments);
 
     bench_state state = {.repeats = (int32_t)arguments.repeats,
-                         .threads = arguments.common.threads};
+                         .threads = arguments.common.threads,
+                         .cold_bytes = (int64_t)arguments.cold << 20};
     if (hr_isa_mask() == 0) return cli_fail_library(NULL);
     int code = bench_state_init(&state);
     json_t *rows = json_array();

@@ -47,14 +47,14 @@ static json_t *operand_object(hr_dtype dtype, uint32_t granularities, hr_layout 
 static json_t *kernel_object(const hr_kernel_info *kernel, bool runnable)
 {
     return json_pack(
-        "{ss ss sb so so so ss so si si si si}", "kernel", kernel->name, "isa",
+        "{ss ss sb so so so ss so si si si si si si}", "kernel", kernel->name, "isa",
         hr_isa_name(kernel->isa), "runnable", runnable, "q",
         operand_object(kernel->q_dtype, kernel->q_granularities, kernel->q_layout), "k",
         operand_object(kernel->k_dtype, kernel->k_granularities, kernel->k_layout), "v",
         operand_object(kernel->v_dtype, kernel->v_granularities, kernel->v_layout), "p_dtype",
         hr_dtype_name(kernel->p_dtype), "features", feature_array(kernel->features),
         "head_dim_multiple", kernel->head_dim_multiple, "head_dim_max", kernel->head_dim_max,
-        "tile_q", kernel->tile_q, "tile_kv", kernel->tile_kv);
+        "tile_q", kernel->tile_q, "tile_kv", kernel->tile_kv, "max_seqlen_q", kernel->max_seqlen_q);
 }
 
 static void print_row(const hr_kernel_info *kernel, bool runnable)

@@ -112,6 +112,11 @@ typedef struct hr_kernel_info {
     int32_t head_dim_multiple, head_dim_max;
     uint32_t features; /* HR_FEATURE_* bits */
     int32_t tile_q, tile_kv;
+    /*
+     * 0: any length. Else a decode kernel: the longest seqlen_q it takes; the query heads of a KV
+     * head are rows of one tile, so that K and V are read once for all of them.
+     */
+    int32_t max_seqlen_q;
 } hr_kernel_info;
 
 HR_API int hr_kernel_count(void);
@@ -121,6 +126,7 @@ HR_API const hr_kernel_info *hr_kernel_at(int index); /* NULL when out of range 
 typedef struct hr_kernel_query {
     hr_recipe recipe;
     int32_t head_dim;
+    int32_t seqlen_q; /* of the longest sequence; 0: any, which no decode kernel serves */
     uint32_t features;
     const char *name; /* NULL: any; else exactly this kernel */
 } hr_kernel_query;
@@ -146,6 +152,13 @@ typedef struct hr_plan_options {
     uint32_t isa_mask;  /* 0: hr_isa_mask(); else the instruction sets allowed among those */
     int32_t threads;    /* 0: OpenMP's default; 1 when the caller's own threads each run a plan */
     void *stream;       /* CUDA stream for device kernels; NULL on the CPU */
+    /*
+     * Chunks to split the kv axis into: partial results of the chunks are computed side by side and
+     * then merged in order. 1: never; 0: so many that 16 or fewer queries over few heads and many
+     * keys still occupy many threads. Depends on the problem and this option only, so results are
+     * the same bits for any number of threads.
+     */
+    int32_t kv_splits;
 } hr_plan_options;
 
 /*
@@ -184,6 +197,23 @@ HR_API hr_status hr_plan_run(hr_plan *plan, const hr_packed_layer *operands, con
  */
 HR_API hr_status hr_plan_run_paged(hr_plan *plan, const hr_packed *q, const hr_kv_cache *cache,
                                    const hr_tensor *o, const hr_tensor *lse) HR_NODISCARD;
+
+/*
+ * Merges attention states of the same queries over disjoint sets of keys, as split and distributed
+ * KV give them (FlashDecoding; Milakov and Gimelshein 2018, section 3.1):
+ *
+ *     LSE = ln sum over p of exp(LSE_p)        O = sum over p of exp(LSE_p - LSE) O_p
+ *
+ * o_parts: F32 [parts, total_q, num_heads, head_dim]; lse_parts: F32 [parts, total_q, num_heads],
+ * parts >= 1. sinks: [num_heads] logits that join the sum here, and must not have joined a part, or
+ * NULL. o: F32 [total_q, num_heads, head_dim]; lse: F32 [total_q, num_heads] or NULL; neither may
+ * overlap the parts. Strides are free but the last ones of o_parts and o, which are 1. A part that
+ * saw no key has O_p = 0, LSE_p = -inf; a row of such parts alone gives O = 0, LSE = -inf (or the
+ * sink). NaN propagates. Sums are in double precision, in ascending order of p.
+ */
+HR_API hr_status hr_merge_states(const hr_tensor *o_parts, const hr_tensor *lse_parts,
+                                 const float *sinks, const hr_tensor *o,
+                                 const hr_tensor *lse) HR_NODISCARD;
 
 /*
  * The FP64 oracle: naive two-pass softmax in double precision. q, k, v: F64, F32, F16 or BF16

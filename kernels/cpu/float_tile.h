@@ -120,19 +120,32 @@ FLOAT_INLINE logit_rule row_rule(const hr_kernel_args *args, const key_tile *til
     return rule;
 }
 
+/*
+ * The head and query of row `index` of the task: the queries of a head lie side by side, head after
+ * head. Only decode kernels have more than one head.
+ */
+FLOAT_INLINE const hr_kernel_args *row_args(const hr_kernel_args *args, int32_t index,
+                                            int32_t *query)
+{
+    const int32_t queries = args->q_end - args->q_begin;
+    *query = args->q_begin + index % queries;
+    return args + index / queries;
+}
+
 /* Where a row block's part of a tile starts and ends, in keys of the tile. */
 typedef struct key_span {
     int32_t lo[ROWS], hi[ROWS]; /* visible to each row; lo >= hi: none */
     int32_t first, last;        /* the union */
 } key_span;
 
-FLOAT_INLINE key_span visible_span(const hr_kernel_args *args, const key_tile *tile, int32_t row,
+FLOAT_INLINE key_span visible_span(const hr_kernel_args *args, const key_tile *tile, int32_t offset,
                                    int32_t rows)
 {
     key_span span = {.first = tile->count, .last = 0};
     for (int32_t i = 0; i < rows; i++) {
-        int32_t lo, hi;
-        hr_kernel_row_range(args, row + i, &lo, &hi);
+        int32_t lo, hi, query;
+        const hr_kernel_args *head = row_args(args, offset + i, &query);
+        hr_kernel_row_range(head, query, &lo, &hi);
         lo = lo > tile->begin ? lo - tile->begin : 0;
         hi = hi - tile->begin < tile->count ? hi - tile->begin : tile->count;
         span.lo[i] = lo;
@@ -182,8 +195,9 @@ FLOAT_INLINE void apply_softmax(const hr_kernel_args *args, const float_workspac
         float *x = work->weights + i * formats.tile_kv;
         largest.row[i] = -INFINITY;
         if (span->lo[i] >= span->hi[i]) continue;
-        const int32_t row = args->q_begin + offset + i;
-        logit_rule rule = row_rule(args, tile, formats, row, tile->begin + begin);
+        int32_t query;
+        const hr_kernel_args *head = row_args(args, offset + i, &query);
+        logit_rule rule = row_rule(head, tile, formats, query, tile->begin + begin);
         if (!is_identity(&rule)) apply_rule(x, columns, &rule);
         largest.row[i] = mask_and_maximum(x, columns, span->lo[i] - begin, span->hi[i] - begin);
     }
@@ -230,7 +244,7 @@ FLOAT_INLINE void process_block(const hr_kernel_args *args, const float_workspac
 {
     const int32_t channels = padded_channels(args->head_dim);
     const int32_t stride = formats.tile_kv;
-    key_span span = visible_span(args, tile, args->q_begin + offset, rows);
+    key_span span = visible_span(args, tile, offset, rows);
     if (span.first >= span.last) return;
     const int32_t begin = span.first / VEC_WIDTH * VEC_WIDTH;
     const int32_t columns = (span.last - begin + VEC_WIDTH - 1) / VEC_WIDTH * VEC_WIDTH;
@@ -278,6 +292,20 @@ FLOAT_INLINE key_tile load_tile(const hr_kernel_args *args, const float_workspac
     return tile;
 }
 
+/* The part of the workspace that one head's rows have. */
+FLOAT_INLINE float_workspace head_part(const float_workspace *work, const hr_kernel_args *args,
+                                       int32_t head)
+{
+    const int32_t row = head * (args->q_end - args->q_begin);
+    float_workspace part = *work;
+    part.q += row * padded_channels(args->head_dim);
+    part.o += row * padded_channels(args->head_dim);
+    part.max += row;
+    part.sum += row;
+    return part;
+}
+
+/* The rows of one head. */
 FLOAT_INLINE void start_rows(const hr_kernel_args *args, const float_workspace *work,
                              float_formats formats, int32_t rows)
 {
@@ -300,6 +328,7 @@ FLOAT_INLINE void start_rows(const hr_kernel_args *args, const float_workspace *
     }
 }
 
+/* The rows of one head. */
 FLOAT_INLINE void finish_rows(const hr_kernel_args *args, const float_workspace *work, int32_t rows)
 {
     const int32_t channels = padded_channels(args->head_dim);
@@ -313,7 +342,11 @@ FLOAT_INLINE void finish_rows(const hr_kernel_args *args, const float_workspace 
             target[channel] = source[channel] * inverse;
         if (!args->lse) continue;
         float bias = args->softcap != 0 ? 0 : row_bias(args, row);
-        args->lse[row * args->lse_stride] = (work->max[i] + log2f(sum)) * LN2 + bias;
+        int32_t lo, hi;
+        hr_kernel_row_range(args, row, &lo, &hi);
+        /* Taking the bias off the sink and adding it again would round: without keys, don't. */
+        args->lse[row * args->lse_stride] =
+            lo < hi ? (work->max[i] + log2f(sum)) * LN2 + bias : args->sink;
     }
 }
 
@@ -321,15 +354,21 @@ FLOAT_INLINE void float_tile_run(const hr_kernel_args *args, float_formats forma
 {
     float_workspace work;
     lay_out_workspace(args->scratch, args->head_dim, formats.tile_q, formats.tile_kv, &work);
-    const int32_t rows = args->q_end - args->q_begin;
-    start_rows(args, &work, formats, rows);
+    const int32_t queries = args->q_end - args->q_begin, rows = args->heads * queries;
+    for (int32_t head = 0; head < args->heads; head++) {
+        float_workspace part = head_part(&work, args, head);
+        start_rows(args + head, &part, formats, queries);
+    }
     for (int32_t begin = args->kv_begin; begin < args->kv_end; begin += formats.tile_kv) {
         key_tile tile = load_tile(args, &work, formats, begin);
         for (int32_t offset = 0; offset < rows; offset += ROWS)
             process_block(args, &work, &tile, formats, offset,
                           rows - offset < ROWS ? rows - offset : ROWS);
     }
-    finish_rows(args, &work, rows);
+    for (int32_t head = 0; head < args->heads; head++) {
+        float_workspace part = head_part(&work, args, head);
+        finish_rows(args + head, &part, queries);
+    }
 }
 
 #endif

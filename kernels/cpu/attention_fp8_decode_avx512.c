@@ -1,0 +1,24 @@
+/*
+ * FP8 decode on AVX-512: Q, K, V and P in E4M3, products and statistics in FP32. The query heads
+ * of a KV head are rows of one task, so that each tile of K and V is read and decoded once for all.
+ */
+#include "vec_avx512.h"
+
+#include "float_tile.h"
+#include "kernel_rows.h"
+
+enum { TILE_Q = HR_TILE_Q(fp8_decode, avx512), TILE_KV = HR_TILE_KV(fp8_decode, avx512) };
+
+size_t hr_attention_fp8_decode_avx512_scratch(int32_t head_dim)
+{
+    return float_tile_scratch(head_dim, TILE_Q, TILE_KV);
+}
+
+void hr_attention_fp8_decode_avx512(const hr_kernel_args *args)
+{
+    float_tile_run(args, (float_formats){.qk = HR_DTYPE_E4M3,
+                                         .v = HR_DTYPE_E4M3,
+                                         .p = HR_DTYPE_E4M3,
+                                         .tile_q = TILE_Q,
+                                         .tile_kv = TILE_KV});
+}

@@ -1,0 +1,26 @@
+/*
+ * Decode with recipe `int4` on AVX-512 VNNI: K and V are rows of nibbles, which become INT8 on the
+ * way into the first-level cache; then as with recipe `int8`. One entry for each 4-bit format:
+ * hr_kernel_operand.dtype tells the code which it is.
+ */
+#include "integer_decode_avx512vnni.h"
+#include "kernel_rows.h"
+
+static void decode_nibbles(const hr_kernel_args *args)
+{
+    integer_decode(args, true);
+}
+
+#define DEFINE_ENTRY(recipe)                                                                       \
+    void hr_attention_##recipe##_decode_avx512vnni(const hr_kernel_args *args)                     \
+    {                                                                                              \
+        decode_nibbles(args);                                                                      \
+    }                                                                                              \
+    size_t hr_attention_##recipe##_decode_avx512vnni_scratch(int32_t head_dim)                     \
+    {                                                                                              \
+        return integer_decode_scratch(head_dim);                                                   \
+    }
+
+DEFINE_ENTRY(int4)
+DEFINE_ENTRY(int4_uniform)
+DEFINE_ENTRY(int4_asymmetric)
