@@ -313,6 +313,9 @@ static void run_row(const hr_kernel_info *row, uint64_t seed, row_result *result
         const char *text = line < EDGE_SHAPES ? edge_shapes[line] : lines.line[line - EDGE_SHAPES];
         paged_case test = {.page_size = page_sizes[(i + line / 4) % 4]};
         test.base.shape = parse_shape(text, row->tile_q, row->tile_kv);
+        const int32_t longest =
+            hr_longest_sequence(test.base.shape.cu_seqlens_q, test.base.shape.batch);
+        if (row->max_seqlen_q && longest > row->max_seqlen_q) continue;
         test.base.fill = (check_fill)(i % FILL_COUNT);
         test.recipe = test.base.recipe = recipes.recipe[i % recipes.count];
         test.base.features = pick_features(row, i);
