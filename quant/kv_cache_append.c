@@ -71,14 +71,19 @@ static int64_t find_bad_token(const append_job *job, const hr_tensor *x, int32_t
     return job->tokens;
 }
 
+/*
+ * A named critical section and not a reduction, for which clang makes a global symbol without the
+ * library's prefix. It is entered only for a bad head.
+ */
 static hr_status check_finite(const append_job *job, const hr_tensor *x, const char *name)
 {
     int32_t bad_head = INT32_MAX;
-#pragma omp parallel for num_threads(job->threads) schedule(static) reduction(min : bad_head)
+#pragma omp parallel for num_threads(job->threads) schedule(static)
     for (int32_t head = 0; head < job->cache->num_kv_heads; head++) {
         int64_t channel;
-        if (find_bad_token(job, x, head, &channel) < job->tokens && head < bad_head)
-            bad_head = head;
+        if (find_bad_token(job, x, head, &channel) == job->tokens) continue;
+#pragma omp critical(hr_kv_cache_bad_head)
+        if (head < bad_head) bad_head = head;
     }
     if (bad_head == INT32_MAX) return HR_OK;
     int64_t channel, token = find_bad_token(job, x, bad_head, &channel);
