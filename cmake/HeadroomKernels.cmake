@@ -5,13 +5,14 @@ set(isa_flags_avx2 -mavx2 -mfma -mf16c)
 set(isa_flags_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
     -mprefer-vector-width=512)
 set(isa_flags_avx512vnni ${isa_flags_avx512} -mavx512vnni -mavx512vbmi)
+set(isa_flags_avx512fp16 ${isa_flags_avx512vnni} -mavx512fp16)
 set(isa_flags_neon -march=armv8.2-a+dotprod+fp16)
 
 # headroom_isa_sources(<out> <file>...): the files this architecture compiles, with their flags set.
 function(headroom_isa_sources out)
   set(kept)
   foreach(file IN LISTS ARGN)
-    string(REGEX MATCH "_(avx2|avx512|avx512vnni|neon)\\.c$" matched ${file})
+    string(REGEX MATCH "_(avx2|avx512|avx512vnni|avx512fp16|neon)\\.c$" matched ${file})
     set(isa ${CMAKE_MATCH_1})
     if(NOT matched)
       list(APPEND kept ${file})

@@ -20,8 +20,13 @@
 #endif
 
 static const char *const isa_names[HR_ISA_COUNT] = {
-    [HR_ISA_PORTABLE] = "portable",     [HR_ISA_AVX2] = "avx2", [HR_ISA_AVX512] = "avx512",
-    [HR_ISA_AVX512VNNI] = "avx512vnni", [HR_ISA_NEON] = "neon", [HR_ISA_SM90] = "sm90",
+    [HR_ISA_PORTABLE] = "portable",
+    [HR_ISA_AVX2] = "avx2",
+    [HR_ISA_AVX512] = "avx512",
+    [HR_ISA_AVX512VNNI] = "avx512vnni",
+    [HR_ISA_AVX512FP16] = "avx512fp16",
+    [HR_ISA_NEON] = "neon",
+    [HR_ISA_SM90] = "sm90",
 };
 
 const char *hr_isa_name(hr_isa isa)
@@ -37,6 +42,13 @@ static bool has_f16c(void)
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 
+/* Not every compiler's __builtin_cpu_supports knows the name. Leaf 7, EDX bit 23. */
+static bool has_avx512fp16(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 23);
+}
+
 /* The builtin checks XGETBV too: an operating system that does not save zmm state has no AVX-512.
  */
 static uint32_t detect_cpu(void)
@@ -50,8 +62,10 @@ static uint32_t detect_cpu(void)
           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")))
         return mask;
     mask |= 1u << HR_ISA_AVX512;
-    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi"))
-        mask |= 1u << HR_ISA_AVX512VNNI;
+    if (!(__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi")))
+        return mask;
+    mask |= 1u << HR_ISA_AVX512VNNI;
+    if (has_avx512fp16()) mask |= 1u << HR_ISA_AVX512FP16;
     return mask;
 }
 

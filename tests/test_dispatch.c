@@ -141,6 +141,7 @@ Test(dispatch, names)
     cr_assert_null(hr_feature_name(HR_FEATURE_CAUSAL | HR_FEATURE_GQA));
     cr_assert_null(hr_feature_name(1u << HR_FEATURE_COUNT));
     cr_assert_str_eq(hr_isa_name(HR_ISA_AVX512VNNI), "avx512vnni");
+    cr_assert_str_eq(hr_isa_name(HR_ISA_AVX512FP16), "avx512fp16");
     cr_assert_str_eq(hr_isa_name(HR_ISA_COUNT), "unknown");
 }
 
@@ -167,7 +168,7 @@ Test(isa, the_environment_limits_and_never_adds)
     cr_assert_eq(hr_isa_mask(), machine);
     setenv("HEADROOM_ISA", "portable", 1);
     cr_assert_eq(hr_isa_mask(), portable_only);
-    setenv("HEADROOM_ISA", "avx2,avx512,avx512vnni,neon,sm90", 1);
+    setenv("HEADROOM_ISA", "avx2,avx512,avx512vnni,avx512fp16,neon,sm90", 1);
     cr_assert_eq(hr_isa_mask(), machine);
     setenv("HEADROOM_ISA", "sse9", 1);
     cr_assert_eq(hr_isa_mask(), 0);
