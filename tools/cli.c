@@ -144,6 +144,35 @@ error_t cli_child_input(struct argp_state *state, cli_common *common)
     return 0;
 }
 
+error_t cli_parse_files(int key, char *text, const struct argp_state *state, cli_files *files)
+{
+    switch (key) {
+    case 'o':
+        files->output = text;
+        return 0;
+    case 'p':
+        files->profile = text;
+        return 0;
+    case 'r':
+        files->recipe = text;
+        return 0;
+    case 'k':
+        files->kernel = text;
+        return 0;
+    case ARGP_KEY_ARG:
+        if (state->arg_num > 0)
+            cli_bad_argument("takes one %s, but also got \"%s\"", files->input_name, text);
+        files->input = text;
+        return 0;
+    case ARGP_KEY_END:
+        if (!files->input) cli_bad_argument("REC is missing: no %s given", files->input_name);
+        if (!files->output) cli_bad_argument("-o %s is missing", files->output_name);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
 void cli_parse(const struct argp *argp, int argc, char **argv, void *input)
 {
     argp_err_exit_status = CLI_USAGE;

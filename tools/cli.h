@@ -40,6 +40,20 @@ void cli_parse(const struct argp *argp, int argc, char **argv, void *input);
  */
 error_t cli_child_input(struct argp_state *state, cli_common *common);
 
+/* The arguments of a verb that makes one file or folder of another. */
+typedef struct cli_files {
+    const char *input, *output, *profile, *kernel; /* NULL: not given */
+    char *recipe;                                  /* the same; writable, it may be a list */
+    const char *input_name, *output_name; /* set by the verb, for messages: "recording", "OUT" */
+} cli_files;
+
+/*
+ * Parses them: the one positional argument, -o, -p, -r and -k as far as the verb's options list
+ * them; input and output are required. ARGP_ERR_UNKNOWN for anything else, so that a verb's parser
+ * can end with it.
+ */
+error_t cli_parse_files(int key, char *text, const struct argp_state *state, cli_files *files);
+
 /* Prints "headroom VERB: message" to stderr and exits with CLI_USAGE. */
 _Noreturn void cli_bad_argument(const char *format, ...) HR_PRINTF(1, 2);
 

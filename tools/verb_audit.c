@@ -17,8 +17,8 @@ enum { LIST_MAX = 64, KEY_BUDGET = 256, KEY_REPEATS };
 
 typedef struct audit_arguments {
     cli_common common;
-    const char *recording, *profile, *output;
-    char *recipes, *observers;
+    cli_files files; /* recipe is the list */
+    char *observers;
     double budget;
     long repeats;
 } audit_arguments;
@@ -45,15 +45,6 @@ static error_t parse(int key, char *text, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         return cli_child_input(state, &arguments->common);
-    case 'o':
-        arguments->output = text;
-        return 0;
-    case 'p':
-        arguments->profile = text;
-        return 0;
-    case 'r':
-        arguments->recipes = text;
-        return 0;
     case 'b':
         arguments->observers = text;
         return 0;
@@ -66,16 +57,8 @@ static error_t parse(int key, char *text, struct argp_state *state)
     case KEY_REPEATS:
         arguments->repeats = cli_number("--repeats", text, 1, 10000);
         return 0;
-    case ARGP_KEY_ARG:
-        if (state->arg_num > 0) cli_bad_argument("takes one recording, but also got \"%s\"", text);
-        arguments->recording = text;
-        return 0;
-    case ARGP_KEY_END:
-        if (!arguments->recording) cli_bad_argument("REC is missing: no recording given");
-        if (!arguments->output) cli_bad_argument("-o DIR is missing");
-        return 0;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return cli_parse_files(key, text, state, &arguments->files);
     }
 }
 
@@ -254,13 +237,13 @@ static int publish(const audit_arguments *arguments, const hr_audit *audit)
 {
     char *json = NULL, path[4096], json_path[4096];
     if (hr_audit_json(audit, arguments->budget, &json) != HR_OK) return cli_fail_library(NULL);
-    int code = write_file(arguments->output, "report.json", json, strlen(json), json_path,
+    int code = write_file(arguments->files.output, "report.json", json, strlen(json), json_path,
                           sizeof json_path);
     size_t size = 0;
     char *page = code == CLI_OK ? report_page_render(json, &size) : NULL;
     if (code == CLI_OK && !page) code = cli_fail("out of memory for the report page");
     if (code == CLI_OK)
-        code = write_file(arguments->output, "report.html", page, size, path, sizeof path);
+        code = write_file(arguments->files.output, "report.html", page, size, path, sizeof path);
     if (code == CLI_OK && arguments->common.json) {
         puts(json);
     } else if (code == CLI_OK) {
@@ -280,20 +263,20 @@ static int run_audit(const audit_arguments *arguments, hr_audit_options *audit_o
     hr_audit *audit = NULL;
     int32_t *layers = NULL;
     int code = CLI_OK;
-    if (hr_recording_open(arguments->recording, &recording) != HR_OK ||
-        (arguments->profile && hr_profile_read(arguments->profile, &profile) != HR_OK))
+    if (hr_recording_open(arguments->files.input, &recording) != HR_OK ||
+        (arguments->files.profile && hr_profile_read(arguments->files.profile, &profile) != HR_OK))
         code = cli_fail_library(NULL);
     if (code == CLI_OK && profile && hr_profile_check(profile, recording) != HR_OK)
-        code = cli_fail_library(arguments->profile);
+        code = cli_fail_library(arguments->files.profile);
     if (code == CLI_OK)
         code =
             cli_select_layers(&arguments->common, recording, &layers, &audit_options->layer_count);
     /* Made before the work, so that an unwritable place is known at once. */
-    if (code == CLI_OK) code = make_folder(arguments->output);
+    if (code == CLI_OK) code = make_folder(arguments->files.output);
     audit_options->layers = layers;
     audit_options->profile = profile;
     if (code == CLI_OK && hr_audit_run(recording, audit_options, &audit) != HR_OK)
-        code = cli_fail_library(arguments->recording);
+        code = cli_fail_library(arguments->files.input);
     cli_progress_end();
     if (code == CLI_OK) code = publish(arguments, audit);
     hr_audit_free(audit);
@@ -316,7 +299,11 @@ int verb_audit(int argc, char **argv)
             "report",
         .children = children,
     };
-    audit_arguments arguments = {.common = cli_common_defaults(), .budget = 0.05};
+    audit_arguments arguments = {
+        .common = cli_common_defaults(),
+        .files = {.input_name = "recording", .output_name = "DIR"},
+        .budget = 0.05,
+    };
     cli_parse(&argp, argc, argv, &arguments);
 
     static hr_recipe recipes[LIST_MAX];
@@ -324,7 +311,7 @@ int verb_audit(int argc, char **argv)
     hr_audit_options audit_options = {.threads = arguments.common.threads,
                                       .repeats = (int32_t)arguments.repeats,
                                       .progress = show_progress};
-    int code = parse_recipes(arguments.recipes, recipes, &audit_options.recipe_count);
+    int code = parse_recipes(arguments.files.recipe, recipes, &audit_options.recipe_count);
     if (code == CLI_OK)
         code = parse_observers(arguments.observers, observers, &audit_options.observer_count);
     if (code != CLI_OK) return code;

@@ -9,7 +9,7 @@
 
 typedef struct pack_arguments {
     cli_common common;
-    const char *recording, *profile, *recipe, *kernel, *output;
+    cli_files files;
 } pack_arguments;
 
 static const struct argp_option options[] = {
@@ -27,28 +27,8 @@ static error_t parse(int key, char *text, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         return cli_child_input(state, &arguments->common);
-    case 'o':
-        arguments->output = text;
-        return 0;
-    case 'p':
-        arguments->profile = text;
-        return 0;
-    case 'r':
-        arguments->recipe = text;
-        return 0;
-    case 'k':
-        arguments->kernel = text;
-        return 0;
-    case ARGP_KEY_ARG:
-        if (state->arg_num > 0) cli_bad_argument("takes one recording, but also got \"%s\"", text);
-        arguments->recording = text;
-        return 0;
-    case ARGP_KEY_END:
-        if (!arguments->recording) cli_bad_argument("REC is missing: no recording given");
-        if (!arguments->output) cli_bad_argument("-o PACKED is missing");
-        return 0;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return cli_parse_files(key, text, state, &arguments->files);
     }
 }
 
@@ -56,8 +36,8 @@ static int find_layouts(const pack_arguments *arguments, const layer_input *inpu
                         const hr_attention_problem *problem, hr_layer_layouts *layouts)
 {
     *layouts = (hr_layer_layouts){HR_LAYOUT_ROWS, HR_LAYOUT_ROWS, HR_LAYOUT_ROWS};
-    if (!arguments->kernel) return CLI_OK;
-    hr_plan_options plan_options = {.kernel = arguments->kernel, .threads = 1};
+    if (!arguments->files.kernel) return CLI_OK;
+    hr_plan_options plan_options = {.kernel = arguments->files.kernel, .threads = 1};
     hr_plan *plan;
     if (hr_plan_create(problem, &input->recipe, &plan_options, &plan) != HR_OK)
         return cli_fail_library(NULL);
@@ -94,12 +74,13 @@ static int report(const pack_arguments *arguments, const layer_input *input,
     }
     double bits = 8.0 * (double)bytes / (double)elements;
     if (arguments->common.json)
-        return cli_print_json(json_pack("{so ss si sI sf}", "packed", cli_path(arguments->output),
-                                        "recipe", input->recipe.name, "layers", input->layer_count,
+        return cli_print_json(json_pack("{so ss si sI sf}", "packed",
+                                        cli_path(arguments->files.output), "recipe",
+                                        input->recipe.name, "layers", input->layer_count,
                                         "kv_bytes", (json_int_t)bytes, "kv_bits", bits));
     printf("%s: %s, %d layers, K and V take %s, %.2f bits an element (BF16: 16)\n",
-           arguments->output, input->recipe.name, input->layer_count, cli_bytes((double)bytes),
-           bits);
+           arguments->files.output, input->recipe.name, input->layer_count,
+           cli_bytes((double)bytes), bits);
     return CLI_OK;
 }
 
@@ -112,7 +93,7 @@ static int pack(const pack_arguments *arguments, const layer_input *input)
                                 .causal = input->info.causal,
                                 .softmax_scale = input->info.softmax_scale};
     int code = pack_layers(arguments, input, packed);
-    if (code == CLI_OK && hr_packed_write(arguments->output, &info, input->layers, packed,
+    if (code == CLI_OK && hr_packed_write(arguments->files.output, &info, input->layers, packed,
                                           input->layer_count) != HR_OK)
         code = cli_fail_library(NULL);
     if (code == CLI_OK) code = report(arguments, input, packed);
@@ -134,14 +115,18 @@ int verb_pack(int argc, char **argv)
                "packed.safetensors",
         .children = children,
     };
-    pack_arguments arguments = {.common = cli_common_defaults()};
+    pack_arguments arguments = {
+        .common = cli_common_defaults(),
+        .files = {.input_name = "recording", .output_name = "PACKED"},
+    };
     cli_parse(&argp, argc, argv, &arguments);
     layer_input input = {0};
-    int code = cli_check_output(arguments.output,
-                                (const char *[]){arguments.recording, arguments.profile}, 2);
+    int code =
+        cli_check_output(arguments.files.output,
+                         (const char *[]){arguments.files.input, arguments.files.profile}, 2);
     if (code == CLI_OK)
-        code = layer_input_open(&input, &arguments.common, arguments.recording, arguments.profile,
-                                arguments.recipe);
+        code = layer_input_open(&input, &arguments.common, arguments.files.input,
+                                arguments.files.profile, arguments.files.recipe);
     if (code == CLI_OK) code = pack(&arguments, &input);
     layer_input_close(&input);
     return code;

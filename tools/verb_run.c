@@ -11,7 +11,7 @@
 
 typedef struct run_arguments {
     cli_common common;
-    const char *file, *profile, *recipe, *kernel, *output;
+    cli_files files;
     bool check;
 } run_arguments;
 
@@ -31,31 +31,11 @@ static error_t parse(int key, char *text, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         return cli_child_input(state, &arguments->common);
-    case 'o':
-        arguments->output = text;
-        return 0;
-    case 'p':
-        arguments->profile = text;
-        return 0;
-    case 'r':
-        arguments->recipe = text;
-        return 0;
-    case 'k':
-        arguments->kernel = text;
-        return 0;
     case 'c':
         arguments->check = true;
         return 0;
-    case ARGP_KEY_ARG:
-        if (state->arg_num > 0) cli_bad_argument("takes one file, but also got \"%s\"", text);
-        arguments->file = text;
-        return 0;
-    case ARGP_KEY_END:
-        if (!arguments->file) cli_bad_argument("REC is missing: no recording or packed file given");
-        if (!arguments->output) cli_bad_argument("-o OUT is missing");
-        return 0;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return cli_parse_files(key, text, state, &arguments->files);
     }
 }
 
@@ -118,7 +98,7 @@ static int check_packed(const hr_attention_problem *problem, const hr_packed_lay
 static int make_plan(const run_arguments *arguments, const hr_attention_problem *problem,
                      const hr_recipe *recipe, hr_plan **plan)
 {
-    hr_plan_options plan_options = {.kernel = arguments->kernel,
+    hr_plan_options plan_options = {.kernel = arguments->files.kernel,
                                     .threads = arguments->common.threads};
     if (hr_plan_create(problem, recipe, &plan_options, plan) != HR_OK)
         return cli_fail_library(NULL);
@@ -166,8 +146,8 @@ static int run_recording_layer(const run_arguments *arguments, const layer_input
 static int run_recording(const run_arguments *arguments, run_result *result)
 {
     layer_input input;
-    int code = layer_input_open(&input, &arguments->common, arguments->file, arguments->profile,
-                                arguments->recipe);
+    int code = layer_input_open(&input, &arguments->common, arguments->files.input,
+                                arguments->files.profile, arguments->files.recipe);
     if (code == CLI_OK) {
         snprintf(result->recipe, sizeof result->recipe, "%s", input.recipe.name);
         result->model = strdup(input.info.model);
@@ -223,11 +203,11 @@ static int run_packed_layer(const run_arguments *arguments, const hr_packed_file
 
 static int run_packed(const run_arguments *arguments, run_result *result)
 {
-    if (arguments->profile || arguments->recipe)
+    if (arguments->files.profile || arguments->files.recipe)
         return cli_usage("%s is packed already; --profile and --recipe have no say",
-                         arguments->file);
+                         arguments->files.input);
     hr_packed_file *file;
-    if (hr_packed_read(arguments->file, &file) != HR_OK) return cli_fail_library(NULL);
+    if (hr_packed_read(arguments->files.input, &file) != HR_OK) return cli_fail_library(NULL);
     hr_packed_file_info info = hr_packed_file_get_info(file);
     snprintf(result->recipe, sizeof result->recipe, "%s", info.recipe.name);
     result->model = strdup(info.model);
@@ -245,7 +225,7 @@ static int run_packed(const run_arguments *arguments, run_result *result)
     }
     cli_progress_end();
     if (code == CLI_OK && result->count == 0)
-        code = cli_fail("%s: --layers %d-%d is not in the file", arguments->file,
+        code = cli_fail("%s: --layers %d-%d is not in the file", arguments->files.input,
                         arguments->common.first, arguments->common.last);
     hr_packed_file_free(file);
     return code;
@@ -294,9 +274,9 @@ static int report_json(const run_arguments *arguments, const run_result *result)
             layers, json_pack("{si ss so}", "layer", layer->layer, "kernel", layer->kernel, "error",
                               arguments->check ? cli_error_object(&layer->error) : json_null()));
     }
-    return cli_print_json(json_pack("{so ss ss ss? so}", "output", cli_path(arguments->output),
-                                    "model", result->model, "recipe", result->recipe,
-                                    "error_against",
+    return cli_print_json(json_pack("{so ss ss ss? so}", "output",
+                                    cli_path(arguments->files.output), "model", result->model,
+                                    "recipe", result->recipe, "error_against",
                                     !arguments->check             ? NULL
                                     : result->against_dequantized ? "ref64(dequantized inputs)"
                                                                   : "ref64(original inputs)",
@@ -320,7 +300,7 @@ static int report(const run_arguments *arguments, const run_result *result)
         int code = report_json(arguments, result);
         return code == CLI_OK && arguments->check ? check_finite(result) : code;
     }
-    printf("%s: %d layers with %s (%s)\n", arguments->output, result->count,
+    printf("%s: %d layers with %s (%s)\n", arguments->files.output, result->count,
            result->layers[0].kernel, result->recipe);
     if (!arguments->check) return CLI_OK;
     printf("error of O against ref64(%s inputs):\n%5s %12s %12s %12s %12s\n",
@@ -357,17 +337,21 @@ int verb_run(int argc, char **argv)
                "out.safetensors",
         .children = children,
     };
-    run_arguments arguments = {.common = cli_common_defaults()};
+    run_arguments arguments = {
+        .common = cli_common_defaults(),
+        .files = {.input_name = "recording or packed file", .output_name = "OUT"},
+    };
     cli_parse(&argp, argc, argv, &arguments);
 
     run_result result = {0};
     bool packed = false;
     int code =
-        cli_check_output(arguments.output, (const char *[]){arguments.file, arguments.profile}, 2);
-    if (code == CLI_OK) code = is_packed(arguments.file, &packed);
+        cli_check_output(arguments.files.output,
+                         (const char *[]){arguments.files.input, arguments.files.profile}, 2);
+    if (code == CLI_OK) code = is_packed(arguments.files.input, &packed);
     if (code == CLI_OK)
         code = packed ? run_packed(&arguments, &result) : run_recording(&arguments, &result);
-    if (code == CLI_OK) code = write_result(arguments.output, &result);
+    if (code == CLI_OK) code = write_result(arguments.files.output, &result);
     if (code == CLI_OK) code = report(&arguments, &result);
     for (int32_t i = 0; i < result.count; i++) {
         free(result.layers[i].o);
