@@ -18,8 +18,11 @@ typedef enum hr_peak_kind {
  */
 double hr_peak_gops(hr_peak_kind kind, int threads);
 
+/* Memory for the streaming read, in huge pages where the system has them; free() it. NULL: none. */
+void *hr_peak_memory(size_t bytes);
+
 /* GB/s of reading `bytes` bytes once, split over `threads` threads. */
-double hr_peak_read_gbps(const float *memory, size_t bytes, int threads);
+double hr_peak_read_gbps(const void *memory, size_t bytes, int threads);
 
 /* The loops: each does `rounds` rounds and returns the operations done. */
 double hr_peak_fp32_avx2(long rounds);

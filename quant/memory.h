@@ -9,7 +9,8 @@
 
 /*
  * count * size zeroed bytes (at least one), 64-byte aligned; release with free(). NULL on failure,
- * with the thread's error message set: callers return HR_ERROR_OUT_OF_MEMORY.
+ * with the thread's error message set: callers return HR_ERROR_OUT_OF_MEMORY. From 8 MiB on the
+ * memory is 2 MiB aligned and the system is asked for huge pages.
  */
 void *hr_alloc(size_t count, size_t size);
 

@@ -128,7 +128,7 @@ class Stages(CliTest):
         self.assertEqual([row["causal"] for row in rows], [False, True])
         wanted = (
             "kernel isa recipe head_dim seqlen_q seqlen_kv num_heads num_kv_heads causal threads "
-            "median_ms min_ms max_ms gops roof_gops roof_ratio kv_gbps roof_gbps"
+            "median_ms min_ms max_ms gops roof_gops roof_ratio kv_gbps roof_gbps kv_ratio"
         )
         for row in rows:
             self.assertLessEqual(set(wanted.split()), set(row))

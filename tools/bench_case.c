@@ -29,9 +29,8 @@ int bench_state_init(bench_state *state)
 {
     if (state->threads == 0) state->threads = omp_get_max_threads();
     state->stream_bytes = STREAM_BYTES;
-    state->stream = malloc(STREAM_BYTES);
+    state->stream = hr_peak_memory(STREAM_BYTES);
     if (!state->stream) return cli_fail("out of memory for the streaming read");
-    memset(state->stream, 1, STREAM_BYTES);
     return CLI_OK;
 }
 
@@ -260,7 +259,12 @@ static double median(double *values, int32_t n)
 }
 
 /* What one repeat measures. */
-enum { SECONDS, BASELINE, ROOF, RATIO, READ, COLUMNS };
+enum { SECONDS, BASELINE, ROOF, RATIO, READ, READ_RATIO, COLUMNS };
+
+static double kv_bytes(const job *j)
+{
+    return (double)(hr_packed_bytes(&j->packed.k) + hr_packed_bytes(&j->packed.v));
+}
 
 static int sample(const bench_case *c, bench_state *state, job *kernel, job *baseline,
                   double *columns[COLUMNS], int32_t r)
@@ -272,6 +276,7 @@ static int sample(const bench_case *c, bench_state *state, job *kernel, job *bas
     int code = job_run(kernel, c->name, &columns[SECONDS][r]);
     if (code != CLI_OK) return code;
     columns[RATIO][r] = 1e-9 * flops / columns[SECONDS][r] / columns[ROOF][r];
+    columns[READ_RATIO][r] = 1e-9 * kv_bytes(kernel) / columns[SECONDS][r] / columns[READ][r];
     if (!baseline->plan) return CLI_OK;
     return job_run(baseline, c->name, &columns[BASELINE][r]);
 }
@@ -289,8 +294,6 @@ static int time_case(const bench_case *c, bench_state *state, job *kernel, job *
         code = sample(c, state, kernel, baseline, columns, r);
     if (code == CLI_OK) {
         double seconds = median(columns[SECONDS], n);
-        double bytes =
-            (double)(hr_packed_bytes(&kernel->packed.k) + hr_packed_bytes(&kernel->packed.v));
         out->repeats = n;
         out->threads = state->threads;
         out->median_ms = 1e3 * seconds;
@@ -299,8 +302,9 @@ static int time_case(const bench_case *c, bench_state *state, job *kernel, job *
         out->gops = 1e-9 * hr_plan_flops(kernel->plan) / seconds;
         out->roof_gops = median(columns[ROOF], n);
         out->roof_ratio = median(columns[RATIO], n);
-        out->kv_gbps = 1e-9 * bytes / seconds;
+        out->kv_gbps = 1e-9 * kv_bytes(kernel) / seconds;
         out->roof_gbps = median(columns[READ], n);
+        out->kv_ratio = median(columns[READ_RATIO], n);
         out->x_bf16 = baseline->plan                        ? median(columns[BASELINE], n) / seconds
                       : c->kernel->q_dtype == HR_DTYPE_BF16 ? 1
                                                             : NAN;

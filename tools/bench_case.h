@@ -23,6 +23,7 @@ typedef struct bench_result {
     double roof_ratio; /* median over repeats of gops / the roof measured beside it */
     double kv_gbps;    /* packed K and V bytes / time */
     double roof_gbps;  /* streaming read */
+    double kv_ratio;   /* median over repeats of kv_gbps / the streaming read beside it */
     double x_bf16;     /* median of the bf16 kernel on this shape / this median; NaN when not run */
     hr_error check;    /* e_kernel on the small problem */
 } bench_result;
@@ -31,7 +32,7 @@ typedef struct bench_state {
     int32_t repeats, threads;
     int32_t cases;      /* run so far */
     int64_t cold_bytes; /* memory that the copies of K and V take together at least; 0: one copy */
-    float *stream;      /* read by the streaming loop */
+    void *stream;       /* read by the streaming loop */
     size_t stream_bytes;
 } bench_state;
 

@@ -123,29 +123,31 @@ static error_t parse(int key, char *text, struct argp_state *state)
 
 static json_t *row_object(const bench_case *c, const bench_result *r)
 {
-    return json_pack(
-        "{ss ss ss ss si si si si si sb si si so so so so so so so so so so}", "case", c->name,
-        "kernel", c->kernel->name, "isa", hr_isa_name(c->kernel->isa), "recipe", c->recipe.name,
-        "head_dim", c->head_dim, "seqlen_q", c->seqlen_q, "seqlen_kv", c->seqlen_kv, "num_heads",
-        c->num_heads, "num_kv_heads", c->num_kv_heads, "causal", c->causal, "threads", r->threads,
-        "repeats", r->repeats, "median_ms", cli_figure(r->median_ms), "min_ms",
-        cli_figure(r->min_ms), "max_ms", cli_figure(r->max_ms), "gops", cli_figure(r->gops),
-        "roof_gops", cli_figure(r->roof_gops), "roof_ratio", cli_figure(r->roof_ratio), "kv_gbps",
-        cli_figure(r->kv_gbps), "roof_gbps", cli_figure(r->roof_gbps), "x_bf16",
-        cli_figure(r->x_bf16), "check_rel_l2", cli_figure(r->check.rel_l2));
+    return json_pack("{ss ss ss ss si si si si si sb si si so so so so so so so so so so so}",
+                     "case", c->name, "kernel", c->kernel->name, "isa", hr_isa_name(c->kernel->isa),
+                     "recipe", c->recipe.name, "head_dim", c->head_dim, "seqlen_q", c->seqlen_q,
+                     "seqlen_kv", c->seqlen_kv, "num_heads", c->num_heads, "num_kv_heads",
+                     c->num_kv_heads, "causal", c->causal, "threads", r->threads, "repeats",
+                     r->repeats, "median_ms", cli_figure(r->median_ms), "min_ms",
+                     cli_figure(r->min_ms), "max_ms", cli_figure(r->max_ms), "gops",
+                     cli_figure(r->gops), "roof_gops", cli_figure(r->roof_gops), "roof_ratio",
+                     cli_figure(r->roof_ratio), "kv_gbps", cli_figure(r->kv_gbps), "roof_gbps",
+                     cli_figure(r->roof_gbps), "kv_ratio", cli_figure(r->kv_ratio), "x_bf16",
+                     cli_figure(r->x_bf16), "check_rel_l2", cli_figure(r->check.rel_l2));
 }
 
 static void print_row(const bench_case *c, const bench_result *r)
 {
-    printf("%-52s %9.3f %5.1f%% %8.1f %8.1f %5.1f%% %6.2f %7.2f %7.2f %9.2e\n", c->name,
+    printf("%-52s %9.3f %5.1f%% %8.1f %8.1f %5.1f%% %6.2f %7.2f %7.2f %5.1f%% %9.2e\n", c->name,
            r->median_ms, 100 * (r->max_ms - r->min_ms) / r->median_ms, r->gops, r->roof_gops,
-           100 * r->roof_ratio, r->x_bf16, r->kv_gbps, r->roof_gbps, r->check.rel_l2);
+           100 * r->roof_ratio, r->x_bf16, r->kv_gbps, r->roof_gbps, 100 * r->kv_ratio,
+           r->check.rel_l2);
 }
 
 static void print_heading(void)
 {
-    printf("%-52s %9s %6s %8s %8s %6s %6s %7s %7s %9s\n", "case", "ms", "spread", "GOP/s", "peak",
-           "ratio", "x bf16", "KV GB/s", "read", "e_kernel");
+    printf("%-52s %9s %6s %8s %8s %6s %6s %7s %7s %6s %9s\n", "case", "ms", "spread", "GOP/s",
+           "peak", "ratio", "x bf16", "KV GB/s", "read", "ratio", "e_kernel");
 }
 
 /* All combinations of the arguments with one kernel, in the order they are printed. */
