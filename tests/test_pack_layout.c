@@ -59,6 +59,7 @@ Test(layout, names_parse_back)
     cr_assert_eq(hr_layout_tile_tokens(HR_LAYOUT_ROWS), 1);
     cr_assert_eq(hr_layout_tile_tokens(HR_LAYOUT_VNNI_K), 64);
     cr_assert_eq(hr_layout_tile_tokens(HR_LAYOUT_VNNI_V), 64);
+    cr_assert_eq(hr_layout_tile_tokens(HR_LAYOUT_SM90_V), 128);
 }
 
 Test(layout, rows_are_token_by_token)
@@ -148,6 +149,64 @@ Test(layout, vnni_v_follows_its_formula)
     }
 }
 
+/*
+ * I8 at [tile][head_dim][position]; in each group of 16 positions, byte b of quad q is token
+ * 8 (b / 2) + 2 q + b % 2. Padding is code 0.
+ */
+Test(layout, sm90_v_follows_its_formula)
+{
+    static const int64_t slots[BATCH + 1] = {0, 128, 256, 256, 384, 512};
+    static const int32_t head_dims[] = {64, 72};
+    for (int d = 0; d < 2; d++) {
+        int32_t head_dim = head_dims[d];
+        float *values = input(head_dim);
+        hr_packed packed = pack(HR_OPERAND_V, per_token, HR_LAYOUT_SM90_V, values, head_dim);
+        cr_assert_arr_eq(packed.slot_offset, slots, sizeof slots);
+        for (int h = 0; h < HEADS; h++) {
+            const int8_t *code = (int8_t *)packed.codes + (size_t)h * packed.head_bytes;
+            for (int tile = 0; tile < 4; tile++) {
+                int b = tile + (tile >= 2); /* sequence 2 is empty */
+                for (int c = 0; c < head_dim; c++)
+                    for (int p = 0; p < 128; p++, code++) {
+                        int q = p % 16 / 4, byte = p % 4;
+                        int i = p / 16 * 16 + byte / 2 * 8 + 2 * q + byte % 2;
+                        int t = cu_seqlens[b] + i;
+                        int expected =
+                            t < cu_seqlens[b + 1] ? expected_code(&packed, values, h, t, c) : 0;
+                        cr_assert_eq(*code, expected, "head_dim %d, token %d, channel %d", head_dim,
+                                     t, c);
+                    }
+            }
+        }
+        hr_packed_free(&packed);
+        free(values);
+    }
+}
+
+/* BF16 at [tile][head_dim][token], and back. */
+Test(layout, sm90_v_of_bf16_is_a_transposition)
+{
+    const hr_operand_recipe bf16 = {.dtype = HR_DTYPE_BF16};
+    float *values = input(72);
+    hr_packed rows = pack(HR_OPERAND_V, bf16, HR_LAYOUT_ROWS, values, 72), tiles, back;
+    cr_assert_eq(hr_packed_relayout(&rows, HR_LAYOUT_SM90_V, &tiles), HR_OK);
+    cr_assert_eq(hr_packed_relayout(&tiles, HR_LAYOUT_ROWS, &back), HR_OK);
+    cr_assert_eq(memcmp(rows.codes, back.codes, HEADS * rows.head_bytes), 0);
+    for (int h = 0; h < HEADS; h++) {
+        const uint16_t *row = (uint16_t *)((char *)rows.codes + (size_t)h * rows.head_bytes);
+        const uint16_t *tile = (uint16_t *)((char *)tiles.codes + (size_t)h * tiles.head_bytes);
+        for (int i = 0; i < 65; i++) /* of the last sequence, in the fourth tile */
+            for (int c = 0; c < 72; c++)
+                cr_assert_eq(tile[(3 * 72 + c) * 128 + i], row[(128 + i) * 72 + c]);
+        for (int i = 65; i < 128; i++)
+            cr_assert_eq(tile[(3 * 72 + 71) * 128 + i], 0);
+    }
+    hr_packed_free(&rows);
+    hr_packed_free(&tiles);
+    hr_packed_free(&back);
+    free(values);
+}
+
 /* Kernels load whole vectors: 64 bytes past a head's last code are readable and heads aligned. */
 Test(layout, heads_are_aligned_and_have_slack)
 {
@@ -179,9 +238,9 @@ static void check_same(const hr_packed *a, const hr_packed *b)
 
 Test(layout, relayout_is_lossless_both_ways)
 {
-    static const hr_operand operands[] = {HR_OPERAND_K, HR_OPERAND_V};
-    static const hr_layout layouts[] = {HR_LAYOUT_VNNI_K, HR_LAYOUT_VNNI_V};
-    for (int i = 0; i < 2; i++) {
+    static const hr_operand operands[] = {HR_OPERAND_K, HR_OPERAND_V, HR_OPERAND_V};
+    static const hr_layout layouts[] = {HR_LAYOUT_VNNI_K, HR_LAYOUT_VNNI_V, HR_LAYOUT_SM90_V};
+    for (int i = 0; i < 3; i++) {
         hr_operand_recipe recipe = per_token;
         if (i == 0) recipe.transform = HR_TRANSFORM_MEAN | HR_TRANSFORM_HADAMARD;
         float *values = input(72), *a = input(72), *b = input(72);

@@ -36,14 +36,30 @@ typedef enum hr_layout {
      * vectors of P narrow to bytes without a shuffle.
      */
     HR_LAYOUT_VNNI_V,
+
+    /*
+     * V in I8, E4M3 or BF16 for Hopper's wgmma, transposed in tiles of 128 tokens:
+     * [tile][head_dim][128 tokens]. BF16 in the order of tokens; of 8-bit codes, position
+     * 16 g + 4 q + 2 j + e of a channel holds token 16 g + 8 j + 2 q + e (g 0..7, q 0..3, j and e
+     * 0..1):
+     *
+     *     position   0 1  2 3 | 4 5   6  7 | 8 9  10 11 | 12 13  14 15      in each group of 16
+     *     token      0 1  8 9 | 2 3  10 11 | 4 5  12 13 |  6  7  14 15
+     *                 q = 0        q = 1        q = 2         q = 3
+     *
+     * Thread q of a quad has columns 8 j + 2 q + e of S in its accumulators, and its four bytes of
+     * an A operand are positions 4 q ... 4 q + 3: so P goes from one to the other without a
+     * shuffle.
+     */
+    HR_LAYOUT_SM90_V,
     HR_LAYOUT_COUNT
 } hr_layout;
 
-/* "rows", "vnni_k", "vnni_v". */
+/* "rows", "vnni_k", "vnni_v", "sm90_v". */
 HR_API const char *hr_layout_name(hr_layout layout);
 HR_API hr_status hr_layout_parse(const char *name, hr_layout *out) HR_NODISCARD;
 
-/* Token slots a tile of this layout holds: 1 for ROWS, 64 for the VNNI layouts. */
+/* Token slots a tile of this layout holds: 1 for ROWS, 64 for the VNNI layouts, 128 for SM90_V. */
 HR_API int hr_layout_tile_tokens(hr_layout layout);
 
 /*

@@ -1,0 +1,121 @@
+/*
+ * The contract between the host's code and the fused attention kernels for NVIDIA Hopper.
+ *
+ *     S = softmax_scale * (Q K^T + bias)     O = softmax(softcap(S) + mask) V     LSE = ln sum exp
+ *
+ * One launch computes all heads of all sequences; it allocates nothing, does not synchronize and
+ * validates nothing (the plan did). All pointers are to device memory, readable by TMA: 16-byte
+ * aligned. Q and K are HR_LAYOUT_ROWS, V is HR_LAYOUT_SM90_V (headroom/pack.h), as hr_pack makes
+ * them, so an hr_packed can be copied to the device byte by byte; a kernel that packs on the device
+ * writes the same. head_dim is a multiple of 16 up to 256; TMA pads it with zeros to the kernel's
+ * 64, 128 or 256.
+ *
+ *     recipe      Q, K     V      scales read
+ *     bf16        BF16     BF16   none
+ *     fp8         E4M3     E4M3   q_scale, k_scale by head, v_scale
+ *     int8        I8       I8     q_scale, tile_scale
+ *     int8_fp8    I8       E4M3   q_scale, tile_scale, v_scale
+ */
+#ifndef HEADROOM_ATTENTION_SM90_H
+#define HEADROOM_ATTENTION_SM90_H
+
+#include <math.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    HR_SM90_TILE_KV = 128, /* keys a tile has, in every kernel */
+    /*
+     * Floats of tile_scale a tile: 8 for each pair of keys (2 i, 2 i + 1), in this order:
+     * k_scale of both, magic of both, log2 v_scale of both, 1 / v_scale of both.
+     */
+    HR_SM90_TILE_SCALES = 4 * HR_SM90_TILE_KV
+};
+
+/* 1.5 * 2^23: an int32 x with |x| < 2^22, added to this number's bits, is this number plus x. */
+#define HR_SM90_MAGIC 12582912.0f
+
+/* A scale vector on the device; element (head, i) is at base[head * head_stride + i * stride]. */
+typedef struct hr_sm90_scale {
+    const float *base;
+    int64_t head_stride; /* 0: one scale for all heads */
+    int64_t stride;      /* q_scale: of tokens; v_scale: of channels; 0: the same for all */
+} hr_sm90_scale;
+
+typedef struct hr_sm90_args {
+    /* Codes; head h starts at x + h * x_head_bytes, a multiple of 16. */
+    const void *q, *k, *v;
+    int64_t q_head_bytes, k_head_bytes, v_head_bytes;
+    int64_t total_q, total_kv; /* tokens */
+    int64_t kv_tiles;          /* tiles of 128 token slots that a head of V has */
+    int32_t batch, num_heads, num_kv_heads, head_dim;
+    const int32_t *cu_seqlens_q, *cu_seqlens_kv; /* [batch + 1] */
+    const int32_t *kv_tile_offset;       /* [batch + 1] first tile of V: slot_offset / 128 */
+    int32_t max_seqlen_q, max_seqlen_kv; /* of one sequence */
+
+    hr_sm90_scale q_scale, k_scale, v_scale;
+    const float *tile_scale; /* [num_kv_heads][kv_tiles][HR_SM90_TILE_SCALES] */
+
+    float softmax_scale, softcap; /* softcap 0: none */
+    const float *lse_bias;        /* [num_heads][total_q] q . mean(k) of smoothed keys, or NULL */
+    const float *sinks;           /* [num_heads] natural-log logits, -inf: none; or NULL */
+    /*
+     * Row i of a sequence sees the keys from i + d - window_left to i + d + window_right, d =
+     * seqlen_kv - seqlen_q; INT32_MAX: no limit. Causal is window_right 0.
+     */
+    int32_t window_left, window_right;
+
+    void *o; /* element (token, head, channel) at o[token * o_token_stride + ...]; 8-byte aligned */
+    int64_t o_token_stride, o_head_stride; /* elements, even numbers */
+    int32_t o_is_bf16;                     /* else F32 */
+    float *lse;                            /* or NULL */
+    int64_t lse_token_stride, lse_head_stride;
+
+    int32_t multiprocessors; /* of the device: as many blocks are launched at most */
+    void *stream;            /* cudaStream_t */
+} hr_sm90_args;
+
+/*
+ * Launch a kernel on args->stream. Returns a cudaError_t: 0, or what describing the tensors or the
+ * launch gave; faults of the kernel itself show at the next synchronization.
+ */
+int hr_attention_bf16_sm90(const hr_sm90_args *args);
+int hr_attention_fp8_sm90(const hr_sm90_args *args);
+int hr_attention_int8_sm90(const hr_sm90_args *args);
+int hr_attention_int8_fp8_sm90(const hr_sm90_args *args);
+
+#ifdef __CUDACC__
+#define HR_SM90_INLINE static inline __host__ __device__
+#else
+#define HR_SM90_INLINE static inline
+#endif
+
+/*
+ * Writes what one key has in a tile of tile_scale, key 0..127. v_scale is 1 where V's scales are
+ * not by token. Slots past the end of a sequence have key scale 0 and value scale 1.
+ *
+ * The scale of K keeps 22 of its 24 significant bits, so that MAGIC (3 * 2^22) times it is exact
+ * and fma(MAGIC + x, k_scale, magic) is x * k_scale, rounded once.
+ */
+HR_SM90_INLINE void hr_sm90_set_tile_scale(float *tile, int key, float k_scale, float v_scale)
+{
+    union {
+        float value;
+        uint32_t bits;
+    } k = {k_scale};
+    k.bits = (k.bits + 2) & ~UINT32_C(3);
+    float *pair = tile + key / 2 * 8 + key % 2;
+    pair[0] = k.value;
+    pair[2] = -HR_SM90_MAGIC * k.value;
+    pair[4] = log2f(v_scale);
+    pair[6] = 1 / v_scale;
+}
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
