@@ -8,7 +8,7 @@ if(NOT HEADROOM_CUDA MATCHES "^(AUTO|ON|OFF)$")
 endif()
 
 set(HEADROOM_CUDA_FOUND FALSE)
-file(GLOB HEADROOM_CUDA_SOURCES CONFIGURE_DEPENDS kernels/cuda/*.cu)
+file(GLOB HEADROOM_CUDA_SOURCES CONFIGURE_DEPENDS kernels/cuda/*.cu kernels/cuda/*.c)
 # Looking for a compiler takes seconds, so AUTO does it only when there is something to compile.
 if(HEADROOM_CUDA STREQUAL "OFF" OR (HEADROOM_CUDA STREQUAL "AUTO" AND NOT HEADROOM_CUDA_SOURCES))
   return()
@@ -45,8 +45,15 @@ if(HEADROOM_CUDA_SOURCES)
     CUDA_STANDARD 17
     CUDA_VISIBILITY_PRESET hidden)
   target_include_directories(headroom_cuda_objects PRIVATE include quant kernels)
+  target_include_directories(headroom_cuda_objects SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_compile_options(headroom_cuda_objects PRIVATE
-    -Xcompiler=-Wall,-Wextra
-    -Xcompiler=-fno-exceptions,-fno-rtti # the library stays a C library, without libstdc++
-    $<$<BOOL:${HEADROOM_WERROR}>:-Werror=all-warnings -Xcompiler=-Werror>)
+    $<$<COMPILE_LANGUAGE:C>:-Wall -Wextra -Wshadow $<$<BOOL:${HEADROOM_WERROR}>:-Werror>>
+    $<$<COMPILE_LANGUAGE:CUDA>:
+      -Xcompiler=-Wall,-Wextra
+      -Xcompiler=-fno-exceptions,-fno-rtti # the library stays a C library, without libstdc++
+      $<$<BOOL:${HEADROOM_WERROR}>:-Werror=all-warnings -Xcompiler=-Werror>>)
+  # For what links the objects of the library instead of the library, as tests do.
+  add_library(headroom_cuda STATIC $<TARGET_OBJECTS:headroom_cuda_objects>)
+  set_target_properties(headroom_cuda PROPERTIES LINKER_LANGUAGE C)
+  target_link_libraries(headroom_cuda PUBLIC CUDA::cudart_static)
 endif()

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "headroom/device.h"
 #include "status_internal.h"
 
 #if defined(__x86_64__)
@@ -86,9 +87,21 @@ static uint32_t detect_cpu(void)
 
 #endif
 
+static uint32_t detect_device(hr_device device)
+{
+    if (device == HR_DEVICE_CPU) return detect_cpu() | 1u << HR_ISA_PORTABLE;
+    return hr_device_check(device) == HR_OK ? hr_isa_of_device(device) : 0;
+}
+
+uint32_t hr_isa_of_device(hr_device device)
+{
+    const uint32_t sm90 = 1u << HR_ISA_SM90;
+    return device == HR_DEVICE_CUDA ? sm90 : ~sm90;
+}
+
 uint32_t hr_isa_detect(void)
 {
-    return detect_cpu() | 1u << HR_ISA_PORTABLE;
+    return detect_device(HR_DEVICE_CPU) | detect_device(HR_DEVICE_CUDA);
 }
 
 static hr_status fail_unknown(const char *name, size_t length)
@@ -120,20 +133,31 @@ hr_status hr_isa_parse(const char *names, uint32_t *mask)
     return HR_OK;
 }
 
-hr_status hr_isa_usable(uint32_t *mask)
+static hr_status read_limit(uint32_t *limit)
 {
-    uint32_t limit = UINT32_MAX;
     const char *names = getenv("HEADROOM_ISA");
-    if (names && *names) {
-        hr_status status = hr_isa_parse(names, &limit);
-        if (status != HR_OK) return hr_fail_in(status, "environment variable HEADROOM_ISA");
-    }
-    *mask = hr_isa_detect() & limit;
+    *limit = UINT32_MAX;
+    if (!names || !*names) return HR_OK;
+    hr_status status = hr_isa_parse(names, limit);
+    return status == HR_OK ? HR_OK : hr_fail_in(status, "environment variable HEADROOM_ISA");
+}
+
+hr_status hr_isa_usable(hr_device device, uint32_t *mask)
+{
+    uint32_t limit;
+    HR_TRY(read_limit(&limit));
+    HR_TRY(hr_device_check(device));
+    *mask = detect_device(device) & limit;
+    if (*mask == 0)
+        return hr_fail(HR_ERROR_DEVICE,
+                       "environment variable HEADROOM_ISA is \"%.64s\", which leaves out %s, the "
+                       "instruction set of device %s",
+                       getenv("HEADROOM_ISA"), isa_names[HR_ISA_SM90], hr_device_name(device));
     return HR_OK;
 }
 
 uint32_t hr_isa_mask(void)
 {
-    uint32_t mask = 0;
-    return hr_isa_usable(&mask) == HR_OK ? mask : 0;
+    uint32_t limit;
+    return read_limit(&limit) == HR_OK ? hr_isa_detect() & limit : 0;
 }

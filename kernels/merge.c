@@ -9,6 +9,7 @@
  */
 #include <math.h>
 
+#include "device_internal.h"
 #include "plan.h"
 #include "status_internal.h"
 
@@ -67,7 +68,7 @@ static hr_status check_states(const char *name, const hr_tensor *tensor, int ndi
     }
     if (!tensor->data && elements > 0)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "the data of %s must not be NULL", name);
-    return HR_OK;
+    return hr_device_expect(name, tensor->device, HR_DEVICE_CPU);
 }
 
 static hr_status check_unit_stride(const char *name, const hr_tensor *tensor)

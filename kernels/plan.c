@@ -52,7 +52,7 @@ static hr_status choose_kernel(hr_plan *plan, const hr_attention_problem *proble
     HR_TRY(hr_kernel_query_from(problem, recipe, &query));
     query.name = options->kernel;
     uint32_t usable;
-    HR_TRY(hr_isa_usable(&usable));
+    HR_TRY(hr_isa_usable(options->device, &usable));
     /* A caller's mask can only narrow: running what the machine lacks would be a crash. */
     uint32_t isa_mask = options->isa_mask ? options->isa_mask & usable : usable;
 

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device_internal.h"
 #include "headroom/safetensors.h"
 #include "memory.h"
 #include "metadata.h"
@@ -34,6 +35,7 @@ static hr_status check_operand(const hr_packed *at, hr_operand operand, const hr
     const char *name = hr_operand_name(operand);
     if (!at->codes || at->operand != operand)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "%s is not a packed %s", name, name);
+    HR_TRY(hr_device_expect(name, at->device, HR_DEVICE_CPU));
     if (at->rope.rotary_dim)
         return hr_fail(
             HR_ERROR_UNSUPPORTED,

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "headroom/device.h"
 #include "memory.h"
 #include "pack_layout.h"
 #include "pack_scale.h"
@@ -46,10 +47,10 @@ void hr_packed_free(hr_packed *packed)
     if (!packed) return;
     free(packed->cu_seqlens);
     free(packed->slot_offset);
-    free(packed->codes);
-    free(packed->scale);
-    free(packed->zero_point);
-    free(packed->mean);
-    free(packed->lse_bias);
+    hr_device_free(packed->device, packed->codes);
+    hr_device_free(packed->device, packed->scale);
+    hr_device_free(packed->device, packed->zero_point);
+    hr_device_free(packed->device, packed->mean);
+    hr_device_free(packed->device, packed->lse_bias);
     *packed = (hr_packed){0};
 }

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device_internal.h"
 #include "file.h"
 #include "headroom/safetensors.h"
 #include "memory.h"
@@ -149,7 +150,8 @@ static hr_status add_item(hr_safetensors_writer *writer, const char *name, const
 {
     if (!writer || !name || !tensor)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "writer, name or tensor is NULL");
-    hr_status status = describe(tensor, &next);
+    hr_status status = hr_device_expect("it", tensor->device, HR_DEVICE_CPU);
+    if (status == HR_OK) status = describe(tensor, &next);
     if (status == HR_OK && !next.fill && !tensor->data && next.bytes > 0)
         status = hr_fail(HR_ERROR_INVALID_ARGUMENT, "its data is NULL");
     if (status == HR_OK) status = add(writer, name, next);

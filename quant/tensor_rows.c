@@ -7,6 +7,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "device_internal.h"
 #include "headroom/format.h"
 #include "status_internal.h"
 
@@ -26,7 +27,7 @@ hr_status hr_tensor_rows_check(const hr_tensor *tensor, const char *name)
                            (long long)tensor->shape[i], i);
     if (!tensor->data && hr_tensor_size(tensor) > 0)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "%s has no data", name);
-    return HR_OK;
+    return hr_device_expect(name, tensor->device, HR_DEVICE_CPU);
 }
 
 /* One row; codes are gathered first when channels are not neighbours. */

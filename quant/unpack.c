@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device_internal.h"
 #include "headroom/pack.h"
 #include "memory.h"
 #include "pack_encode.h"
@@ -15,6 +16,7 @@ hr_status hr_unpack(const hr_packed *packed, float *out)
 {
     if (!packed || !packed->codes || !out)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "%s is NULL or empty", out ? "packed" : "out");
+    HR_TRY(hr_device_expect("packed", packed->device, HR_DEVICE_CPU));
     int64_t stride = (int64_t)packed->num_heads * packed->head_dim;
     uint8_t *rows = hr_alloc((size_t)packed->total_tokens,
                              hr_layout_row_bytes(packed->recipe.dtype, packed->head_dim));
@@ -64,6 +66,7 @@ hr_status hr_packed_relayout(const hr_packed *packed, hr_layout layout, hr_packe
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                        "packed is NULL, empty or the same object as out");
     *out = (hr_packed){0};
+    HR_TRY(hr_device_expect("packed", packed->device, HR_DEVICE_CPU));
     HR_TRY(hr_layout_check(layout, packed->operand, packed->recipe.dtype));
     *out = *packed;
     out->layout = layout;

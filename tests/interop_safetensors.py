@@ -29,7 +29,7 @@ I4 = 8  # the first of three nibble types
 class Tensor(ctypes.Structure):
     _fields_ = [("dtype", ctypes.c_int), ("ndim", ctypes.c_int),
                 ("shape", ctypes.c_int64 * MAX_DIMS), ("stride", ctypes.c_int64 * MAX_DIMS),
-                ("data", ctypes.c_void_p)]
+                ("data", ctypes.c_void_p), ("device", ctypes.c_int)]
 
 
 class SynthOptions(ctypes.Structure):

@@ -12,6 +12,7 @@
 #ifndef HEADROOM_ATTENTION_H
 #define HEADROOM_ATTENTION_H
 
+#include "headroom/device.h"
 #include "headroom/kv_cache.h"
 
 #ifdef __cplusplus
@@ -152,7 +153,8 @@ typedef struct hr_plan_options {
     const char *kernel; /* NULL: the best one */
     uint32_t isa_mask;  /* 0: hr_isa_mask(); else the instruction sets allowed among those */
     int32_t threads;    /* 0: OpenMP's default; 1 when the caller's own threads each run a plan */
-    void *stream;       /* CUDA stream for device kernels; NULL on the CPU */
+    hr_device device;   /* where operands and outputs are and kernels run; see headroom/device.h */
+    void *stream;       /* cudaStream_t that runs are queued on; NULL on the CPU */
     /*
      * Chunks to split the kv axis into: partial results of the chunks are computed side by side and
      * then merged in order. 1: never; 0: so many that 16 or fewer queries over few heads and many

@@ -5,6 +5,7 @@
 #include "headroom/attention.h"
 #include "headroom/audit.h"
 #include "headroom/calibration.h"
+#include "headroom/device.h"
 #include "headroom/format.h"
 #include "headroom/kv_cache.h"
 #include "headroom/machine.h"

@@ -94,6 +94,7 @@ typedef struct hr_packed {
      * softmax_scale; the kernel adds softmax_scale times it to the LSE. NULL otherwise.
      */
     float *lse_bias;
+    hr_device device; /* of codes, scale, zero_point, mean and lse_bias (headroom/device.h) */
 } hr_packed;
 
 /* What packing takes besides the data. Zero-initialize, then set what applies. */

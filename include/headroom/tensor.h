@@ -43,6 +43,9 @@ HR_API hr_status hr_dtype_parse(const char *name, hr_dtype *out) HR_NODISCARD;
 /* Bits an element takes in memory: 4 for the nibble types. */
 HR_API int hr_dtype_bits(hr_dtype dtype);
 
+/* Where memory is; headroom/device.h allocates and copies it. */
+typedef enum hr_device { HR_DEVICE_CPU = 0, HR_DEVICE_CUDA, HR_DEVICE_COUNT } hr_device;
+
 enum { HR_TENSOR_MAX_DIMS = 4 };
 
 /*
@@ -55,9 +58,10 @@ typedef struct hr_tensor {
     int64_t shape[HR_TENSOR_MAX_DIMS];  /* >= 0 */
     int64_t stride[HR_TENSOR_MAX_DIMS]; /* in elements */
     void *data;
+    hr_device device; /* where data is; calls take host memory unless they say otherwise */
 } hr_tensor;
 
-/* A contiguous (row-major) view. ndim in 0..4; shape has ndim entries, each >= 0. */
+/* A contiguous (row-major) view of host memory. ndim in 0..4; shape has ndim entries, each >= 0. */
 HR_API hr_tensor hr_tensor_view(hr_dtype dtype, int ndim, const int64_t *shape, void *data);
 
 /* Number of elements; 1 for ndim 0. */

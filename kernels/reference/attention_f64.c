@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device_internal.h"
 #include "format_minifloat.h"
 #include "memory.h"
 #include "plan.h"
@@ -158,7 +159,7 @@ static hr_status check_input(const char *name, const hr_tensor *tensor, int64_t 
                            i, (long long)tensor->shape[i], (long long)expected[i]);
     if (!tensor->data && tokens > 0)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "the data of %s must not be NULL", name);
-    return HR_OK;
+    return hr_device_expect(name, tensor->device, HR_DEVICE_CPU);
 }
 
 /* Buffers for one head of one sequence, and a row of weights for each thread. */

@@ -1,0 +1,121 @@
+/*
+ * A CUDA that is not there: host memory plays the GPU's, and any call can be made to fail. Tests
+ * set what a machine would answer and hand the table to hr_cuda_replace.
+ */
+#ifndef HEADROOM_FAKE_CUDA_H
+#define HEADROOM_FAKE_CUDA_H
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "cuda_api.h"
+
+typedef struct fake_machine {
+    int driver, count, capability;
+    int count_error, device_error, allocate_error, memory_error, copy_error, clear_error,
+        synchronize_error;
+    int allocations_left; /* before allocate_error; < 0: endless */
+    int live;             /* allocations not released */
+    int synchronized;
+} fake_machine;
+
+static fake_machine fake;
+
+static int fake_driver_version(int *version)
+{
+    *version = fake.driver;
+    return 0;
+}
+
+static int fake_runtime_version(int *version)
+{
+    *version = 13000;
+    return 0;
+}
+
+static int fake_device_count(int *count)
+{
+    *count = fake.count;
+    return fake.count_error;
+}
+
+static int fake_device(hr_cuda_device *out)
+{
+    *out = (hr_cuda_device){
+        .name = "NVIDIA Pretend", .capability = fake.capability, .multiprocessors = 132};
+    return fake.device_error;
+}
+
+static int fake_memory(size_t *free_bytes, size_t *total_bytes)
+{
+    *free_bytes = 1234;
+    *total_bytes = 5678;
+    return fake.memory_error;
+}
+
+static int fake_allocate(void **out, size_t bytes)
+{
+    if (fake.allocate_error && fake.allocations_left-- == 0) return fake.allocate_error;
+    *out = aligned_alloc(256, (bytes + 255) / 256 * 256);
+    memset(*out, 0xa5, bytes); /* what cudaMalloc gives is not zero */
+    fake.live++;
+    return 0;
+}
+
+static int fake_release(void *memory)
+{
+    fake.live--;
+    free(memory);
+    return 0;
+}
+
+static int fake_copy(void *to, const void *from, size_t bytes, void *stream)
+{
+    (void)stream;
+    if (fake.copy_error) return fake.copy_error;
+    memcpy(to, from, bytes);
+    return 0;
+}
+
+static int fake_clear(void *memory, size_t bytes, void *stream)
+{
+    (void)stream;
+    if (fake.clear_error) return fake.clear_error;
+    memset(memory, 0, bytes);
+    return 0;
+}
+
+static int fake_synchronize(void *stream)
+{
+    (void)stream;
+    fake.synchronized++;
+    return fake.synchronize_error;
+}
+
+static const char *fake_error_text(int error)
+{
+    return error == 719 ? "unspecified launch failure" : "a pretended error";
+}
+
+static hr_cuda_api fake_api = {
+    .driver_version = fake_driver_version,
+    .runtime_version = fake_runtime_version,
+    .device_count = fake_device_count,
+    .device = fake_device,
+    .memory = fake_memory,
+    .allocate = fake_allocate,
+    .release = fake_release,
+    .copy = fake_copy,
+    .clear = fake_clear,
+    .synchronize = fake_synchronize,
+    .error_text = fake_error_text,
+};
+
+/* A machine with one Hopper GPU on which everything works. */
+static inline void fake_start(void)
+{
+    fake = (fake_machine){.driver = 13000, .count = 1, .capability = 90, .allocations_left = -1};
+    hr_cuda_replace(&fake_api);
+}
+
+#endif
