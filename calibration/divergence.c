@@ -93,7 +93,12 @@ hr_status hr_divergence_add(const hr_attention_problem *problem, int32_t head, c
         if (length > longest) longest = length;
     }
     double *logits = hr_alloc((size_t)longest, 2 * sizeof(double));
-    if (!logits) return HR_ERROR_OUT_OF_MEMORY;
+    bool *visible = hr_alloc((size_t)longest, sizeof *visible);
+    if (!logits || !visible) {
+        free(logits);
+        free(visible);
+        return HR_ERROR_OUT_OF_MEMORY;
+    }
 
     int32_t head_dim = problem->head_dim;
     int32_t kv_head = head / (problem->num_heads / problem->num_kv_heads);
@@ -103,20 +108,21 @@ hr_status hr_divergence_add(const hr_attention_problem *problem, int32_t head, c
         int32_t q0 = problem->cu_seqlens_q[b], k0 = problem->cu_seqlens_kv[b];
         hr_kernel_args sequence = hr_sequence_args(problem, b);
         for (int32_t i = 0; i < sequence.seqlen_q; i++) {
-            int32_t lo, hi;
-            hr_kernel_row_range(&sequence, i, &lo, &hi);
-            if (lo >= hi) continue;
+            hr_mask_row(problem, b, head, i, visible);
+            int32_t count = 0;
             int64_t q_at = (q0 + i) * q_stride + (int64_t)head * head_dim;
             double *original = logits, *quantized = logits + longest;
-            for (int32_t j = lo; j < hi; j++) {
+            for (int32_t j = 0; j < sequence.seqlen_kv; j++) {
+                if (!visible[j]) continue;
                 int64_t k_at = (k0 + j) * k_stride + (int64_t)kv_head * head_dim;
                 double scale = problem->softmax_scale;
-                original[j - lo] = scale * dot(q + q_at, k + k_at, head_dim);
-                quantized[j - lo] = scale * dot(q_quantized + q_at, k_quantized + k_at, head_dim);
+                original[count] = scale * dot(q + q_at, k + k_at, head_dim);
+                quantized[count++] = scale * dot(q_quantized + q_at, k_quantized + k_at, head_dim);
             }
-            add_row(original, quantized, hi - lo, top_k, sum);
+            if (count > 0) add_row(original, quantized, count, top_k, sum);
         }
     }
     free(logits);
+    free(visible);
     return HR_OK;
 }

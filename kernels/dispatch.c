@@ -53,7 +53,8 @@ const hr_kernel hr_kernels[] = {
 const int hr_kernels_count = sizeof hr_kernels / sizeof hr_kernels[0];
 
 static const char *const feature_names[HR_FEATURE_COUNT] = {
-    "causal", "window", "varlen", "gqa", "softcap", "alibi", "sinks", "rope", "paged",
+    "causal", "window", "varlen", "gqa",  "softcap",      "alibi",
+    "sinks",  "rope",   "paged",  "kept", "block_sparse",
 };
 
 const char *hr_feature_name(uint32_t feature)

@@ -79,26 +79,36 @@ static inline int64_t hr_kernel_slot(const hr_kernel_operand *operand, int64_t t
     return operand->pages[page] * operand->page_slots + (token - page * operand->page_size);
 }
 
+/* Keys [begin, end) of a sequence that rows may see: where ranges end, a mask has a gap. */
+typedef struct hr_kernel_range {
+    int32_t begin, end;
+    bool kept; /* the window does not apply to them */
+} hr_kernel_range;
+
 typedef struct hr_kernel_args {
     int32_t heads; /* elements of the array that this one is in: 1, but for decode kernels */
     int32_t head_dim;
     int32_t seqlen_q, seqlen_kv; /* of this sequence; seqlen_kv >= 1 */
     int32_t q_begin, q_end;      /* rows of this task, q_end - q_begin in 1 .. tile_q */
     /*
-     * Keys some row of the task may see, 0 <= kv_begin < kv_end <= seqlen_kv; kv_begin is a
-     * multiple of tile_kv. The kernel still masks row by row.
+     * The task's part of the kv axis, 0 <= kv_begin < kv_end <= seqlen_kv. Inside it rows see keys
+     * of these ranges, ascending and disjoint, and the kernel visits them one after the other
+     * through hr_kernel_visit, each cut into tiles at multiples of tile_kv; it masks row by row.
      */
     int32_t kv_begin, kv_end;
+    const hr_kernel_range *ranges;
+    int32_t range_count;
     hr_kernel_operand q, k, v;
     hr_dtype p_dtype;
     const float *lse_bias; /* [seqlen_q] of this head, or NULL; added to LSE times softmax_scale */
     float softmax_scale;
     /*
      * Row i sees the keys from i + shift - window_left to i + shift + window_right; a limit that is
-     * HR_WINDOW_NONE is absent. Causal is window_right 0.
+     * HR_WINDOW_NONE is absent. Causal is window_right 0; kept_right is 0 too with causal, else
+     * HR_WINDOW_NONE, and stands for window_right in kept ranges, which have no window_left.
      */
     int32_t shift; /* seqlen_kv - seqlen_q */
-    int32_t window_left, window_right;
+    int32_t window_left, window_right, kept_right;
     float softcap;     /* 0: none */
     float alibi_slope; /* 0: none */
     float sink;        /* -inf: none; natural-log logit */
@@ -127,20 +137,46 @@ extern const hr_kernel hr_kernels[];
 extern const int hr_kernels_count;
 
 /*
- * Keys row i of the task sees, as a half-open range clipped to [0, seqlen_kv); empty (lo >= hi)
- * when fully masked. The one place where mask semantics is written for the CPU kernels.
+ * Keys of a range that row i of the task sees, as a half-open range inside it; empty (lo >= hi)
+ * when there are none. Both ends grow with the row. The one place where mask semantics is written
+ * for the CPU kernels.
  */
-static inline void hr_kernel_row_range(const hr_kernel_args *args, int32_t row, int32_t *lo,
-                                       int32_t *hi)
+static inline void hr_kernel_row_range(const hr_kernel_args *args, const hr_kernel_range *range,
+                                       int32_t row, int32_t *lo, int32_t *hi)
 {
-    int64_t diagonal = (int64_t)row + args->shift;
-    int64_t first = 0, last = (int64_t)args->seqlen_kv - 1;
-    if (args->window_left != HR_WINDOW_NONE && diagonal - args->window_left > first)
-        first = diagonal - args->window_left;
-    if (args->window_right != HR_WINDOW_NONE && diagonal + args->window_right < last)
-        last = diagonal + args->window_right;
-    *lo = (int32_t)(first > args->seqlen_kv ? args->seqlen_kv : first);
-    *hi = (int32_t)(last < -1 ? 0 : last + 1);
+    const int64_t diagonal = (int64_t)row + args->shift;
+    const int32_t left = range->kept ? HR_WINDOW_NONE : args->window_left;
+    const int32_t right = range->kept ? args->kept_right : args->window_right;
+    int64_t first = range->begin, end = range->end;
+    if (left != HR_WINDOW_NONE && diagonal - left > first) first = diagonal - left;
+    if (right != HR_WINDOW_NONE && diagonal + right + 1 < end) end = diagonal + right + 1;
+    *lo = (int32_t)(first < range->end ? first : range->end);
+    *hi = (int32_t)(end > range->begin ? end : range->begin);
+}
+
+/* Range `index` less the keys that no row of the task sees; false when none are left. */
+static inline bool hr_kernel_visit(const hr_kernel_args *args, int32_t index, hr_kernel_range *out)
+{
+    int32_t lo, hi, unused;
+    *out = args->ranges[index];
+    hr_kernel_row_range(args, out, args->q_begin, &lo, &unused);
+    hr_kernel_row_range(args, out, args->q_end - 1, &unused, &hi);
+    out->begin = lo > args->kv_begin ? lo : args->kv_begin;
+    out->end = hi < args->kv_end ? hi : args->kv_end;
+    return out->begin < out->end;
+}
+
+/* True when row i sees a key of the task. */
+static inline bool hr_kernel_row_sees(const hr_kernel_args *args, int32_t row)
+{
+    for (int32_t i = 0; i < args->range_count; i++) {
+        hr_kernel_range range;
+        int32_t lo, hi;
+        if (!hr_kernel_visit(args, i, &range)) continue;
+        hr_kernel_row_range(args, &range, row, &lo, &hi);
+        if (lo < hi) return true;
+    }
+    return false;
 }
 
 #endif

@@ -97,7 +97,9 @@ static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
                        options->kv_splits);
     HR_TRY(copy_problem(plan, problem));
     plan->kv_splits = options->kv_splits;
+    HR_TRY(hr_plan_build_ranges(plan));
     HR_TRY(hr_plan_build_tasks(plan));
+    plan->problem.mask.blocks = NULL; /* the caller's, and all in the ranges now */
     HR_TRY(allocate_parts(plan));
 
     plan->threads = options->threads ? options->threads : omp_get_max_threads();
@@ -135,6 +137,8 @@ void hr_plan_free(hr_plan *plan)
     free(plan->block_table);
     free(plan->alibi_slopes);
     free(plan->sinks);
+    free(plan->ranges);
+    free(plan->range_begin);
     free(plan->tasks);
     free(plan->merges);
     free(plan->part_o);

@@ -2,7 +2,8 @@
  * Inside of a plan: the validated problem, the chosen kernel and the list of tasks.
  *
  * A task is up to tile_q neighbouring query rows of one head of one sequence (of all heads that
- * share a KV head, for decode kernels), with the range of keys that any of them sees. Few queries
+ * share a KV head, for decode kernels), with the ranges of keys that any of them sees; with a
+ * block-sparse mask all of one row of blocks, so that the ranges are the same for all. Few queries
  * over many keys are split into tasks along the keys too, whose results are merged afterwards.
  * Tasks are independent, each is computed by one thread, and how they are cut does not depend on
  * the number of threads: results are the same bits whatever that is.
@@ -17,7 +18,10 @@ typedef struct hr_task {
     int32_t head, heads; /* query heads [head, head + heads), of one KV head */
     int32_t q_begin, q_end;
     int32_t kv_begin, kv_end; /* equal: no row of the task sees any key, and no kernel is called */
-    int32_t part;             /* its chunk of a split kv axis; HR_TASK_WHOLE: not split */
+    int32_t range_count;      /* hr_plan.ranges [first_range, first_range + range_count) */
+    int64_t first_range;
+    int64_t keys; /* in the ranges, less those that no row sees */
+    int32_t part; /* its part of a split kv axis; HR_TASK_WHOLE: not split */
 } hr_task;
 
 enum { HR_TASK_WHOLE = -1 };
@@ -37,7 +41,9 @@ struct hr_plan {
     size_t args_bytes;     /* of an array of hr_kernel_args, rounded up to 64 */
     size_t scratch_stride; /* bytes a thread, a multiple of 64: the array, the kernel's scratch */
     unsigned char *scratch;
-    hr_task *tasks; /* most work first */
+    hr_kernel_range *ranges; /* lists of ranges, one after the other: hr_plan_range_list */
+    int64_t *range_begin;    /* where each list begins; [lists + 1] */
+    hr_task *tasks;          /* most work first */
     int64_t task_count;
     int32_t kv_splits; /* hr_plan_options.kv_splits */
     hr_merge *merges;
@@ -47,6 +53,22 @@ struct hr_plan {
     double flops;
 };
 
+/* HR_ERROR_INVALID_ARGUMENT unless it starts with 0 and never decreases. [batch + 1] */
+hr_status hr_cu_seqlens_check(const char *name, const int32_t *cu_seqlens,
+                              int32_t batch) HR_NODISCARD;
+
+/* Checks a block mask against the lengths and heads of a problem. */
+hr_status hr_block_mask_check(const hr_block_mask *mask,
+                              const hr_attention_problem *problem) HR_NODISCARD;
+
+/* The row of the block mask, as in its row_begin, that a query has. */
+int64_t hr_block_mask_row(const hr_block_mask *mask, const hr_attention_problem *problem,
+                          int32_t sequence, int32_t head, int32_t query);
+
+/* visible [seqlen_kv]: which keys a query sees, by the words of headroom/attention.h. */
+void hr_mask_row(const hr_attention_problem *problem, int32_t sequence, int32_t head, int32_t query,
+                 bool *visible);
+
 /* Checks every field against the rules of headroom/attention.h. */
 hr_status hr_attention_problem_check(const hr_attention_problem *problem) HR_NODISCARD;
 
@@ -55,7 +77,13 @@ hr_kernel_args hr_sequence_args(const hr_attention_problem *problem, int32_t seq
 
 int32_t hr_longest_sequence(const int32_t *cu_seqlens, int32_t batch);
 
-/* Fills tasks, merges, parts and flops of a plan whose problem, kernel and kv_splits are set. */
+/* Fills ranges and range_begin of a plan whose problem is set, block mask included. */
+hr_status hr_plan_build_ranges(hr_plan *plan) HR_NODISCARD;
+
+/* The number of the list of ranges that a query has; the block mask must still be there. */
+int64_t hr_plan_range_list(const hr_plan *plan, int32_t sequence, int32_t head, int32_t query);
+
+/* Fills tasks, merges, parts and flops of a plan with problem, kernel, kv_splits and ranges. */
 hr_status hr_plan_build_tasks(hr_plan *plan) HR_NODISCARD;
 
 /* What one run reads and writes: K and V either packed or in a cache. */

@@ -83,6 +83,8 @@ static void run_task(const hr_plan *plan, const hr_plan_io *io, const hr_task *t
     args.q_end = task->q_end;
     args.kv_begin = task->kv_begin;
     args.kv_end = task->kv_end;
+    args.ranges = plan->ranges + task->first_range;
+    args.range_count = task->range_count;
     args.p_dtype = plan->recipe.p.dtype;
     args.scratch = memory + plan->args_bytes;
     const bool empty = task->kv_begin == task->kv_end;

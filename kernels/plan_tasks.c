@@ -7,7 +7,11 @@
  *
  * Decode has few tasks over many keys, and so its kv axis is cut at fixed multiples of chunk_keys:
  *
- *     keys    0 ........ c ........ 2c ........ 3c ...   part p of a task: keys [p c, (p + 1) c)
+ *     keys    0 ........ c ........ 2c ........ 3c ...
+ *
+ * and each chunk in which a task's rows see keys is a part of it. With a block-sparse mask a task
+ * has rows of one block row only: all see the same ranges of keys, and kernels mask them further by
+ * causality and window alone.
  *
  * chunk_keys depends on the problem alone, neither on threads nor on the kernel, so that all
  * kernels of an exact recipe still agree bit for bit.
@@ -26,7 +30,7 @@ enum {
 
 static int64_t task_work(const hr_task *task)
 {
-    return (int64_t)(task->q_end - task->q_begin) * task->heads * (task->kv_end - task->kv_begin);
+    return (int64_t)(task->q_end - task->q_begin) * task->heads * task->keys;
 }
 
 static int compare_tasks(const void *left, const void *right)
@@ -40,27 +44,75 @@ static int compare_tasks(const void *left, const void *right)
     return a->part < b->part ? -1 : a->part > b->part;
 }
 
-/*
- * The keys that rows [q_begin, q_end) see. Both ends of a row's range grow with the row, so the
- * union runs from the first row's start to the last row's end, unless a window leaves gaps.
- */
-static void set_key_range(hr_task *task, const hr_kernel_args *args, int32_t tile_kv)
+/* The arguments of a task as far as they say which keys its rows see. */
+static hr_kernel_args key_args(const hr_plan *plan, const hr_task *task)
 {
-    int32_t first_lo, first_hi, last_lo, last_hi;
-    hr_kernel_row_range(args, task->q_begin, &first_lo, &first_hi);
-    hr_kernel_row_range(args, task->q_end - 1, &last_lo, &last_hi);
-    if (first_lo >= last_hi) return;
-    task->kv_begin = first_lo / tile_kv * tile_kv;
-    task->kv_end = last_hi;
+    hr_kernel_args args = hr_sequence_args(&plan->problem, task->sequence);
+    args.q_begin = task->q_begin;
+    args.q_end = task->q_end;
+    args.kv_begin = task->kv_begin;
+    args.kv_end = task->kv_end;
+    args.ranges = plan->ranges + task->first_range;
+    args.range_count = task->range_count;
+    return args;
 }
 
-static int64_t visible_pairs(const hr_kernel_args *args)
+/*
+ * Narrows kv_begin, kv_end and the ranges of a task to the keys that its rows see between kv_begin
+ * and kv_end, and counts them; false when they see none.
+ */
+static bool narrow_task(const hr_plan *plan, hr_task *task)
+{
+    const hr_kernel_args args = key_args(plan, task);
+    hr_task narrow = *task;
+    narrow.keys = narrow.range_count = narrow.kv_begin = narrow.kv_end = 0;
+    for (int32_t i = 0; i < args.range_count; i++) {
+        hr_kernel_range range;
+        if (!hr_kernel_visit(&args, i, &range)) continue;
+        if (narrow.keys == 0) {
+            narrow.first_range = task->first_range + i;
+            narrow.kv_begin = range.begin;
+        }
+        narrow.range_count = (int32_t)(task->first_range + i - narrow.first_range) + 1;
+        narrow.kv_end = range.end;
+        narrow.keys += range.end - range.begin;
+    }
+    *task = narrow;
+    return narrow.keys > 0;
+}
+
+/* Pairs (i, j) of one list of ranges for queries [q_begin, q_end) of a sequence. */
+static int64_t visible_pairs(const hr_kernel_args *args, int32_t q_begin, int32_t q_end)
 {
     int64_t pairs = 0;
-    for (int32_t row = 0; row < args->seqlen_q; row++) {
-        int32_t lo, hi;
-        hr_kernel_row_range(args, row, &lo, &hi);
-        if (hi > lo) pairs += hi - lo;
+    for (int32_t row = q_begin; row < q_end; row++)
+        for (int32_t i = 0; i < args->range_count; i++) {
+            int32_t lo, hi;
+            hr_kernel_row_range(args, &args->ranges[i], row, &lo, &hi);
+            if (hi > lo) pairs += hi - lo;
+        }
+    return pairs;
+}
+
+/* The same over all queries and heads; heads of one mask are counted together. */
+static double total_pairs(const hr_plan *plan)
+{
+    const hr_attention_problem *problem = &plan->problem;
+    const hr_block_mask *blocks = problem->mask.blocks;
+    const int32_t mask_heads = blocks ? blocks->heads : 1;
+    const int32_t group = problem->num_heads / mask_heads;
+    double pairs = 0;
+    for (int32_t b = 0; b < problem->batch; b++) {
+        hr_kernel_args args = hr_sequence_args(problem, b);
+        const int32_t step = blocks ? blocks->block_q : args.seqlen_q;
+        for (int32_t head = 0; head < problem->num_heads; head += group)
+            for (int32_t q = 0, end; q < args.seqlen_q; q = end) {
+                const int64_t list = hr_plan_range_list(plan, b, head, q);
+                end = step < args.seqlen_q - q ? q + step : args.seqlen_q;
+                args.ranges = plan->ranges + plan->range_begin[list];
+                args.range_count = (int32_t)(plan->range_begin[list + 1] - plan->range_begin[list]);
+                pairs += (double)visible_pairs(&args, q, end) * group;
+            }
     }
     return pairs;
 }
@@ -93,34 +145,37 @@ typedef struct task_lists {
     int32_t parts;
 } task_lists;
 
-/* `whole` as one task, or as one a chunk of its keys. */
-static void add_parts(task_lists *lists, const hr_task *whole, int64_t chunk)
+static void add_task(task_lists *lists, const hr_task *task)
 {
-    int64_t first = 0, parts = 1;
-    if (chunk && whole->kv_begin < whole->kv_end) {
-        first = whole->kv_begin / chunk;
-        parts = (whole->kv_end - 1) / chunk - first + 1;
+    if (lists->task) lists->task[lists->tasks] = *task;
+    lists->tasks++;
+}
+
+/* `whole` as one task, or as one for each chunk of the kv axis in which it sees keys. */
+static void add_parts(task_lists *lists, const hr_plan *plan, const hr_task *whole, int64_t chunk)
+{
+    if (!chunk || whole->kv_begin / chunk == (whole->kv_end - 1) / chunk || whole->keys == 0) {
+        add_task(lists, whole);
+        return;
     }
-    for (int64_t p = 0; p < parts; p++, lists->tasks++) {
-        if (!lists->task) continue;
-        hr_task *task = &lists->task[lists->tasks];
-        *task = *whole;
-        if (parts == 1) continue;
-        const int64_t begin = (first + p) * chunk, end = begin + chunk;
-        task->part = (int32_t)p;
-        if (begin > whole->kv_begin) task->kv_begin = (int32_t)begin;
-        if (end < whole->kv_end) task->kv_end = (int32_t)end;
+    int32_t parts = 0;
+    for (int64_t begin = whole->kv_begin / chunk * chunk; begin < whole->kv_end; begin += chunk) {
+        hr_task task = *whole;
+        if (begin > task.kv_begin) task.kv_begin = (int32_t)begin;
+        if (begin + chunk < task.kv_end) task.kv_end = (int32_t)(begin + chunk);
+        if (!narrow_task(plan, &task)) continue;
+        task.part = parts++;
+        add_task(lists, &task);
     }
-    if (parts == 1) return;
     if (lists->merge)
         lists->merge[lists->merges] = (hr_merge){.sequence = whole->sequence,
                                                  .head = whole->head,
                                                  .heads = whole->heads,
                                                  .q_begin = whole->q_begin,
                                                  .q_end = whole->q_end,
-                                                 .parts = (int32_t)parts};
+                                                 .parts = parts};
     lists->merges++;
-    if (parts > lists->parts) lists->parts = (int32_t)parts;
+    if (parts > lists->parts) lists->parts = parts;
 }
 
 /* Query heads that a task of `rows` rows takes together. */
@@ -128,14 +183,27 @@ static int32_t heads_together(const hr_plan *plan, int32_t rows)
 {
     const hr_kernel_info *info = &plan->kernel->info;
     if (info->max_seqlen_q == 0 || rows == 0) return 1;
+    /* Heads with masks of their own see other keys of the KV head, and so are other tasks. */
+    const hr_block_mask *blocks = plan->problem.mask.blocks;
+    if (blocks && blocks->heads > plan->problem.num_kv_heads) return 1;
     const int32_t group = plan->problem.num_heads / plan->problem.num_kv_heads;
     return group * (int64_t)rows <= info->tile_q ? group : info->tile_q / rows;
+}
+
+/* The query after the last one that a task from `row` on may have. */
+static int32_t task_end(const hr_plan *plan, int32_t row, int32_t seqlen_q)
+{
+    const hr_block_mask *blocks = plan->problem.mask.blocks;
+    int64_t end = (int64_t)row + plan->kernel->info.tile_q;
+    if (blocks && ((int64_t)row / blocks->block_q + 1) * blocks->block_q < end)
+        end = ((int64_t)row / blocks->block_q + 1) * blocks->block_q;
+    return (int32_t)(end < seqlen_q ? end : seqlen_q);
 }
 
 static void add_sequence(task_lists *lists, const hr_plan *plan, int32_t sequence, int64_t chunk)
 {
     const hr_attention_problem *problem = &plan->problem;
-    const int32_t tile_q = plan->kernel->info.tile_q, tile_kv = plan->kernel->info.tile_kv;
+    const int32_t tile_q = plan->kernel->info.tile_q;
     const int32_t group = problem->num_heads / problem->num_kv_heads;
     const hr_kernel_args args = hr_sequence_args(problem, sequence);
     const int32_t together = heads_together(plan, args.seqlen_q < tile_q ? args.seqlen_q : tile_q);
@@ -143,15 +211,20 @@ static void add_sequence(task_lists *lists, const hr_plan *plan, int32_t sequenc
     for (int32_t head = 0; head < problem->num_heads; head += heads) {
         const int32_t left = group - head % group;
         heads = left < together ? left : together;
-        for (int32_t row = 0; row < args.seqlen_q; row += tile_q) {
+        for (int32_t row = 0, end; row < args.seqlen_q; row = end) {
+            end = task_end(plan, row, args.seqlen_q);
+            const int64_t list = hr_plan_range_list(plan, sequence, head, row);
             hr_task task = {.sequence = sequence,
                             .head = head,
                             .heads = heads,
                             .q_begin = row,
+                            .q_end = end,
+                            .kv_end = args.seqlen_kv,
+                            .first_range = plan->range_begin[list],
                             .part = HR_TASK_WHOLE};
-            task.q_end = args.seqlen_q - row > tile_q ? row + tile_q : args.seqlen_q;
-            set_key_range(&task, &args, tile_kv);
-            add_parts(lists, &task, chunk);
+            task.range_count = (int32_t)(plan->range_begin[list + 1] - task.first_range);
+            narrow_task(plan, &task); /* without keys it still writes its rows */
+            add_parts(lists, plan, &task, chunk);
         }
     }
 }
@@ -169,13 +242,9 @@ hr_status hr_plan_build_tasks(hr_plan *plan)
     const hr_attention_problem *problem = &plan->problem;
     const int64_t chunk = chunk_keys(plan);
     task_lists lists = {0};
-    double pairs = 0;
-    for (int32_t b = 0; b < problem->batch; b++) {
-        hr_kernel_args args = hr_sequence_args(problem, b);
-        pairs += (double)visible_pairs(&args);
+    for (int32_t b = 0; b < problem->batch; b++)
         add_sequence(&lists, plan, b, chunk);
-    }
-    plan->flops = 4.0 * problem->head_dim * problem->num_heads * pairs;
+    plan->flops = 4.0 * problem->head_dim * total_pairs(plan);
     plan->tasks = hr_alloc((size_t)lists.tasks, sizeof *plan->tasks);
     plan->merges = hr_alloc((size_t)lists.merges, sizeof *plan->merges);
     if (!plan->tasks || !plan->merges) return HR_ERROR_OUT_OF_MEMORY;

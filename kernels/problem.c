@@ -22,7 +22,7 @@ void hr_attention_problem_init(hr_attention_problem *problem, int32_t num_heads,
     problem->mask.window_right = -1;
 }
 
-static hr_status check_cu_seqlens(const char *name, const int32_t *cu_seqlens, int32_t batch)
+hr_status hr_cu_seqlens_check(const char *name, const int32_t *cu_seqlens, int32_t batch)
 {
     if (!cu_seqlens) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "%s must not be NULL", name);
     if (cu_seqlens[0] != 0)
@@ -52,8 +52,8 @@ static hr_status check_shape(const hr_attention_problem *problem)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                        "num_heads is %d, which num_kv_heads, %d, does not divide",
                        problem->num_heads, problem->num_kv_heads);
-    HR_TRY(check_cu_seqlens("cu_seqlens_q", problem->cu_seqlens_q, problem->batch));
-    return check_cu_seqlens("cu_seqlens_kv", problem->cu_seqlens_kv, problem->batch);
+    HR_TRY(hr_cu_seqlens_check("cu_seqlens_q", problem->cu_seqlens_q, problem->batch));
+    return hr_cu_seqlens_check("cu_seqlens_kv", problem->cu_seqlens_kv, problem->batch);
 }
 
 static hr_status check_mask(const hr_mask *mask)
@@ -70,6 +70,9 @@ static hr_status check_mask(const hr_mask *mask)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                        "window_right is %d with a causal mask; it must be -1 or 0",
                        mask->window_right);
+    if (mask->keep < 0)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "keep is %d; it must be 0 (none) or more",
+                       mask->keep);
     return HR_OK;
 }
 
@@ -100,6 +103,7 @@ hr_status hr_attention_problem_check(const hr_attention_problem *problem)
     if (!problem) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "problem must not be NULL");
     HR_TRY(check_shape(problem));
     HR_TRY(check_mask(&problem->mask));
+    if (problem->mask.blocks) HR_TRY(hr_block_mask_check(problem->mask.blocks, problem));
     HR_TRY(check_logits(problem));
     HR_TRY(hr_rope_check(&problem->rope, problem->head_dim));
     if (problem->paging.page_size == 0) return HR_OK;
@@ -143,6 +147,10 @@ hr_status hr_kernel_query_from(const hr_attention_problem *problem, const hr_rec
     if (mask->causal) features |= HR_FEATURE_CAUSAL;
     if (mask->window_left >= 0 || (mask->window_right >= 0 && !mask->causal))
         features |= HR_FEATURE_WINDOW;
+    if (mask->blocks) features |= HR_FEATURE_BLOCK_SPARSE;
+    /* Where nothing else hides keys, keeping some changes nothing. */
+    if (mask->keep > 0 && features & (HR_FEATURE_WINDOW | HR_FEATURE_BLOCK_SPARSE))
+        features |= HR_FEATURE_KEPT;
     if (problem->num_heads != problem->num_kv_heads) features |= HR_FEATURE_GQA;
     if (problem->softcap > 0) features |= HR_FEATURE_SOFTCAP;
     if (problem->alibi_slopes) features |= HR_FEATURE_ALIBI;
@@ -163,7 +171,8 @@ hr_kernel_args hr_sequence_args(const hr_attention_problem *problem, int32_t seq
     args.shift = args.seqlen_kv - args.seqlen_q;
     args.window_left = mask->window_left >= 0 ? mask->window_left : HR_WINDOW_NONE;
     args.window_right = mask->window_right >= 0 ? mask->window_right : HR_WINDOW_NONE;
-    if (mask->causal) args.window_right = 0;
+    args.kept_right = HR_WINDOW_NONE;
+    if (mask->causal) args.window_right = args.kept_right = 0;
     args.softmax_scale = problem->softmax_scale;
     args.softcap = problem->softcap;
     return args;

@@ -162,9 +162,10 @@ static inline key_facts *list_keys(const bound_input *in, int32_t sequence, int3
 
 /* One row's logit errors and weights; arrays are indexed by key. */
 typedef struct row_state {
-    double *weight, *error; /* w_j; D_j, then E_j */
+    double *weight, *error; /* w_j; D_j, then E_j; 0 for keys that are not seen */
     double largest;         /* max |s_j| */
-    int32_t lo, hi;
+    bool *visible;
+    int32_t keys; /* seqlen_kv */
 } row_state;
 
 /* Step 1. `bias` is what smoothing took from every logit, in nats. */
@@ -178,7 +179,9 @@ static inline void bound_logits(const bound_input *in, const key_facts *keys, co
     const double slope = problem->alibi_slopes ? (double)problem->alibi_slopes[head] : 0;
     const double q_norm = sqrt(dot_product(q, q, head_dim)), q_sum = absolute_sum(q, head_dim);
     state->largest = 0;
-    for (int32_t j = state->lo; j < state->hi; j++) {
+    for (int32_t j = 0; j < state->keys; j++) {
+        state->weight[j] = state->error[j] = 0;
+        if (!state->visible[j]) continue;
         const key_facts *key = &keys[j];
         double s = scale * dot_product(q, key->k, head_dim);
         double error = scale * in->model.dot_terms * UNIT * q_norm * key->norm;
@@ -197,31 +200,42 @@ static inline void bound_logits(const bound_input *in, const key_facts *keys, co
     }
 }
 
+/* Tiles a row's keys are spread over: each run of them starts one, and each multiple of `tile`. */
+static inline int32_t count_tiles(const row_state *state, int32_t tile)
+{
+    int32_t tiles = 0;
+    for (int32_t j = 0; j < state->keys; j++)
+        tiles += state->visible[j] && (j % tile == 0 || !state->visible[j - 1]);
+    return tiles + 1; /* kept keys end one without a gap */
+}
+
 /* Steps 2 to 5 for one row; o_bound has head_dim entries. */
 static inline void bound_row(const bound_input *in, const key_facts *keys, double bias, double sink,
                              double lse, row_state *state, double *o_bound, double *lse_bound)
 {
     const error_model *model = &in->model;
     const int32_t head_dim = in->problem->head_dim, tile = model->tile_kv;
-    const int32_t tiles = (state->hi - 1) / tile - state->lo / tile + 1;
+    const int32_t tiles = count_tiles(state, tile);
     const double joined = UNIT * (4 * state->largest + 6 * tiles + tile + 8);
     double total = 8 * UNIT; /* T */
     if (sink > -INFINITY)
         total += exp(sink - lse) * (joined + 4 * UNIT * (fabs(sink) + fabs(bias)));
-    for (int32_t j = state->lo; j < state->hi; j++) {
+    for (int32_t j = 0; j < state->keys; j++) {
+        if (!state->visible[j]) continue;
         state->error[j] = expm1(state->error[j]) + model->exp_error + joined;
         total += state->weight[j] * state->error[j];
     }
     /* A bound of a quarter or more would say nothing; the shapes and fills stay far below. */
     cr_assert_lt(total, 0.25, "the error bound is too loose to test anything: %g", total);
 
-    for (int32_t begin = state->lo; begin < state->hi;) {
+    for (int32_t begin = 0; begin < state->keys;) {
         int32_t end = (begin / tile + 1) * tile;
-        if (end > state->hi) end = state->hi;
+        if (end > state->keys) end = state->keys;
         double top = 0; /* M_t */
         for (int32_t j = begin; j < end; j++)
             top = fmax(top, state->weight[j] * keys[j].fold);
         for (int32_t j = begin; j < end; j++) {
+            if (!state->visible[j]) continue;
             const double weight = state->weight[j];
             double factor = weight * (state->error[j] + total + 2 * UNIT);
             factor += model->p_relative * weight + model->p_absolute * top / keys[j].fold;
@@ -246,14 +260,16 @@ static inline void bound_head(const bound_input *in, int32_t sequence, int32_t h
     key_facts *keys = list_keys(in, sequence, kv_head);
     size_t count = (size_t)args.seqlen_kv + 1;
     row_state state = {.weight = malloc(count * sizeof(double)),
-                       .error = malloc(count * sizeof(double))};
-    cr_assert(state.weight && state.error);
+                       .error = malloc(count * sizeof(double)),
+                       .visible = malloc(count),
+                       .keys = args.seqlen_kv};
+    cr_assert(state.weight && state.error && state.visible);
     for (int32_t row = 0; row < args.seqlen_q; row++) {
         const int64_t token = problem->cu_seqlens_q[sequence] + row, index = token * heads + head;
-        hr_kernel_row_range(&args, row, &state.lo, &state.hi);
+        hr_mask_row(problem, sequence, head, row, state.visible);
         for (int32_t c = 0; c < head_dim; c++)
             in->o_bound[index * head_dim + c] = 0;
-        if (state.lo >= state.hi) {
+        if (!memchr(state.visible, true, (size_t)state.keys)) {
             in->lse_bound[index] = sink > -INFINITY ? 4 * UNIT * fabs(sink) : 0;
             continue;
         }
@@ -269,6 +285,7 @@ static inline void bound_head(const bound_input *in, int32_t sequence, int32_t h
     }
     free(state.weight);
     free(state.error);
+    free(state.visible);
     free(keys);
 }
 

@@ -17,7 +17,8 @@ typedef struct check_case {
     uint64_t seed;
     hr_attention_problem problem; /* arrays point into the two below and into shape */
     float alibi_slopes[16], sinks[16];
-    hr_tensor q, k, v; /* F32, owned */
+    hr_block_mask blocks; /* owned */
+    hr_tensor q, k, v;    /* F32, owned */
     /* Filled by answer_case. */
     float *dequantized[3]; /* of q, k, v */
     double *o, *lse;       /* the oracle's */
@@ -41,9 +42,11 @@ static inline void describe_case(const check_case *test, char text[512])
     for (uint32_t bit = 0; bit < HR_FEATURE_COUNT; bit++)
         if (test->features >> bit & 1)
             used += snprintf(text + used, 512 - (size_t)used, ", %s", hr_feature_name(1u << bit));
-    snprintf(text + used, 512 - (size_t)used, ", window %d %d, seed %llu",
+    snprintf(text + used, 512 - (size_t)used,
+             ", window %d %d, keep %d, blocks %d x %d of %d heads, seed %llu",
              test->problem.mask.window_left, test->problem.mask.window_right,
-             (unsigned long long)test->seed);
+             test->problem.mask.keep, test->blocks.block_q, test->blocks.block_kv,
+             test->blocks.heads, (unsigned long long)test->seed);
 }
 
 static inline void *allocate(size_t count, size_t size)
@@ -58,6 +61,36 @@ static inline hr_tensor make_tensor(int32_t tokens, int32_t heads, int32_t head_
     const int64_t extent[3] = {tokens, heads, head_dim};
     float *data = allocate((size_t)tokens * (size_t)heads * (size_t)head_dim, sizeof *data);
     return hr_tensor_view(HR_DTYPE_F32, 3, extent, data);
+}
+
+/* A random map of blocks; some rows see nothing, and some keys nobody sees. */
+static inline void make_block_mask(check_case *test, check_random *random)
+{
+    static const int32_t sizes_q[] = {1, 7, 16, 64, 96, 128};
+    static const int32_t sizes_kv[] = {3, 16, 40, 64, 64, 128};
+    const check_shape *shape = &test->shape;
+    const int32_t block_q = sizes_q[random_below(random, 6)];
+    const int32_t block_kv = sizes_kv[random_below(random, 6)];
+    const int32_t choices[] = {1, shape->num_kv_heads, shape->num_heads};
+    const int32_t heads = choices[random_below(random, 3)];
+    int32_t rows = 0, columns = 0;
+    for (int32_t b = 0; b < shape->batch; b++) {
+        int32_t n = shape->cu_seqlens_q[b + 1] - shape->cu_seqlens_q[b];
+        int32_t m = shape->cu_seqlens_kv[b + 1] - shape->cu_seqlens_kv[b];
+        rows += (n + block_q - 1) / block_q;
+        if ((m + block_kv - 1) / block_kv > columns) columns = (m + block_kv - 1) / block_kv;
+    }
+    const size_t count = (size_t)heads * (size_t)rows * (size_t)columns;
+    uint8_t *map = allocate(count, 1);
+    for (size_t row = 0; row < (size_t)heads * (size_t)rows; row++) {
+        const int32_t per_ten = random_below(random, 10); /* 0: a row of no blocks */
+        for (int32_t c = 0; c < columns; c++)
+            map[row * (size_t)columns + (size_t)c] = random_below(random, 10) < per_ten;
+    }
+    cr_assert_eq(hr_block_mask_from_map(map, block_q, block_kv, heads, shape->batch,
+                                        shape->cu_seqlens_q, shape->cu_seqlens_kv, &test->blocks),
+                 HR_OK, "%s", hr_last_error());
+    free(map);
 }
 
 /* Parameters of the features, drawn small enough to matter at the shapes' lengths. */
@@ -75,6 +108,11 @@ static inline void make_problem(check_case *test, check_random *random)
     if (test->features & HR_FEATURE_WINDOW) {
         problem->mask.window_left = left;
         problem->mask.window_right = problem->mask.causal ? -1 : right;
+    }
+    if (test->features & HR_FEATURE_KEPT) problem->mask.keep = 1 + windows[random_below(random, 6)];
+    if (test->features & HR_FEATURE_BLOCK_SPARSE) {
+        make_block_mask(test, random);
+        problem->mask.blocks = &test->blocks;
     }
     if (test->features & HR_FEATURE_SOFTCAP) problem->softcap = 5;
     for (int32_t head = 0; head < shape->num_heads; head++) {
@@ -111,6 +149,7 @@ static inline void free_case(check_case *test)
     free(test->lse);
     free(test->o_bound);
     free(test->lse_bound);
+    hr_block_mask_free(&test->blocks);
 }
 
 static inline void pack_case(const check_case *test, const hr_layer_layouts *layouts,

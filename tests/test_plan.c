@@ -204,9 +204,9 @@ static double count_pairs(const plan_setup *s)
         for (int32_t row = 0; row < n; row++)
             for (int32_t j = 0; j < m; j++) {
                 int32_t i = row + m - n;
-                pairs += (!mask->causal || j <= i) &&
-                         (mask->window_left < 0 || j >= i - mask->window_left) &&
-                         (mask->window_right < 0 || j <= i + mask->window_right);
+                const bool window = (mask->window_left < 0 || j >= i - mask->window_left) &&
+                                    (mask->window_right < 0 || j <= i + mask->window_right);
+                pairs += (!mask->causal || j <= i) && (window || j < mask->keep);
             }
     }
     return pairs;
@@ -214,8 +214,10 @@ static double count_pairs(const plan_setup *s)
 
 Test(plan, flops_count_what_the_mask_leaves)
 {
-    const hr_mask masks[] = {{false, -1, -1}, {true, -1, -1}, {true, 9, -1},
-                             {false, 4, 11},  {false, -1, 3}, {false, 0, 0}};
+    const hr_mask masks[] = {{false, -1, -1, 0, NULL}, {true, -1, -1, 7, NULL},
+                             {true, 9, -1, 0, NULL},   {false, 4, 11, 0, NULL},
+                             {false, -1, 3, 0, NULL},  {false, 0, 0, 0, NULL},
+                             {true, 9, -1, 5, NULL},   {false, 4, 2, 12, NULL}};
     for (size_t i = 0; i < sizeof masks / sizeof masks[0]; i++) {
         plan_setup *s = calloc(1, sizeof *s);
         cr_assert_not_null(s);

@@ -184,6 +184,7 @@ Test(reference, a_sink_joins_the_denominator_only)
 static bool visible(const hr_mask *mask, int64_t i, int64_t j, int64_t d)
 {
     if (mask->causal && !(j <= i + d)) return false;
+    if (j < mask->keep) return true;
     if (mask->window_left >= 0 && !(j >= i + d - mask->window_left)) return false;
     if (mask->window_right >= 0 && !(j <= i + d + mask->window_right)) return false;
     return true;
@@ -198,7 +199,7 @@ Test(reference, masks_are_what_the_header_says)
                 for (int32_t right = -1; right < (causal ? 1 : 9); right++) {
                     int32_t n = lengths[l][0], m = lengths[l][1];
                     setup *s = make(1, 1, 2, n, m);
-                    s->problem.mask = (hr_mask){causal, left, right};
+                    s->problem.mask = (hr_mask){causal, left, right, l % 3 * 2, NULL};
                     run(s);
                     for (int32_t i = 0; i < n; i++) {
                         double sum = 0, o = 0;

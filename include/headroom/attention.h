@@ -20,17 +20,48 @@ extern "C" {
 #endif
 
 /*
+ * A block-sparse mask: for each block of block_q neighbouring queries of a sequence, the blocks of
+ * block_kv neighbouring keys that it sees, as compressed sparse rows. Query i of its sequence is in
+ * block row i / block_q, key j in block column j / block_kv.
+ *
+ *     rows = sum over sequences of ceil(seqlen_q / block_q)
+ *     row_begin [heads * rows + 1]        row r of sequence b under head h of the mask is number
+ *                                         h * rows + (rows of the sequences before b) + r
+ *     columns [row_begin[heads * rows]]   of row n: columns[row_begin[n] .. row_begin[n + 1]),
+ *                                         ascending, below ceil(seqlen_kv / block_kv)
+ *
+ * heads is 1 (all heads share the mask), num_kv_heads (so do the query heads of a KV head) or
+ * num_heads. Arrays are the caller's when it fills the struct itself; those of the builders below
+ * belong to the struct and are released with hr_block_mask_free.
+ *
+ * Blocks that are not seen are skipped, not computed. Kernels look at 64 keys at a time and cut
+ * tasks at block_q: multiples of 64 for both, and block_q of at least 96, cost least.
+ */
+typedef struct hr_block_mask {
+    int32_t block_q, block_kv;
+    int32_t heads;
+    int32_t rows;
+    int64_t *row_begin;
+    int32_t *columns;
+} hr_block_mask;
+
+/*
  * Which keys a query sees. With d = seqlen_kv - seqlen_q of its sequence (bottom-right alignment,
  * as FlashAttention 2.1 and later), query i sees key j when
  *
- *     j <= i + d                   if causal
- *     j >= i + d - window_left     if window_left >= 0
- *     j <= i + d + window_right    if window_right >= 0
+ *     (j <= i + d                         if causal: nothing lifts this)
+ * and ( j < keep                          kept tokens: what StreamingLLM (Xiao et al. 2023) calls
+ *                                         attention sinks
+ *    or ( j >= i + d - window_left        if window_left >= 0
+ *     and j <= i + d + window_right       if window_right >= 0
+ *     and blocks shows key j to query i   if blocks ))
  */
 typedef struct hr_mask {
     bool causal;
-    int32_t window_left;  /* -1: no limit */
-    int32_t window_right; /* -1: no limit; must not be > 0 with causal */
+    int32_t window_left;         /* -1: no limit */
+    int32_t window_right;        /* -1: no limit; must not be > 0 with causal */
+    int32_t keep;                /* the first keys of each sequence; 0: none */
+    const hr_block_mask *blocks; /* NULL: none; read by hr_plan_create, not kept */
 } hr_mask;
 
 /*
@@ -66,6 +97,45 @@ typedef struct hr_attention_problem {
 HR_API void hr_attention_problem_init(hr_attention_problem *problem, int32_t num_heads,
                                       int32_t num_kv_heads, int32_t head_dim);
 
+/*
+ * A pattern of blocks, block x block, as Longformer (Beltagy et al. 2020) and BigBird (Zaheer et
+ * al. 2020) use them; a block row sees
+ *
+ *     window    blocks on each side of those its own queries' diagonal runs through, and these
+ *     global    first blocks of the sequence; and the first `global` block rows see every block
+ *     random    blocks more, drawn evenly from those it does not see yet (BigBird; 0 in Longformer)
+ *
+ * With causal, blocks above the diagonal are left out, and random ones are drawn below it.
+ */
+typedef struct hr_block_pattern {
+    int32_t block;
+    int32_t window, global, random;
+    uint64_t seed; /* of the random blocks: the same on every machine */
+    bool causal;
+} hr_block_pattern;
+
+/*
+ * The mask of a pattern for sequences of these lengths (cu_seqlens_* [batch + 1]). heads: 1, or as
+ * many as shall draw random blocks of their own. Release with hr_block_mask_free.
+ */
+HR_API hr_status hr_block_mask_from_pattern(const hr_block_pattern *pattern, int32_t heads,
+                                            int32_t batch, const int32_t *cu_seqlens_q,
+                                            const int32_t *cu_seqlens_kv,
+                                            hr_block_mask *out) HR_NODISCARD;
+
+/*
+ * The mask of a map with a byte a block, not 0 where it is seen: map [heads][rows][columns], rows
+ * as in hr_block_mask, columns = ceil(longest seqlen_kv / block_kv); bytes past the end of a
+ * shorter sequence are ignored. Release with hr_block_mask_free.
+ */
+HR_API hr_status hr_block_mask_from_map(const uint8_t *map, int32_t block_q, int32_t block_kv,
+                                        int32_t heads, int32_t batch, const int32_t *cu_seqlens_q,
+                                        const int32_t *cu_seqlens_kv,
+                                        hr_block_mask *out) HR_NODISCARD;
+
+/* Releases what a builder made; the struct is zeroed. NULL is accepted. */
+HR_API void hr_block_mask_free(hr_block_mask *mask);
+
 /* What a problem can ask of a kernel, as bits; a kernel's row lists the ones it has. */
 enum {
     HR_FEATURE_CAUSAL = 1 << 0,
@@ -77,7 +147,9 @@ enum {
     HR_FEATURE_SINKS = 1 << 6,
     HR_FEATURE_ROPE = 1 << 7,
     HR_FEATURE_PAGED = 1 << 8,
-    HR_FEATURE_COUNT = 9
+    HR_FEATURE_KEPT = 1 << 9, /* kept tokens beside a window or a block-sparse mask */
+    HR_FEATURE_BLOCK_SPARSE = 1 << 10,
+    HR_FEATURE_COUNT = 11
 };
 
 /* The name of one feature bit: "causal", ...; NULL for anything else. */

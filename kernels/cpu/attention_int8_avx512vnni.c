@@ -6,8 +6,10 @@
 #include "integer_body_avx512vnni.h"
 #include "kernel_rows.h"
 
-static hr_integer_vnni_tile load_packed(const hr_kernel_args *args, int32_t first, void *expanded)
+static hr_integer_vnni_tile load_packed(const hr_kernel_args *args, const hr_kernel_range *range,
+                                        int32_t first, void *expanded)
 {
+    (void)range;
     (void)expanded;
     hr_integer_vnni_tile tile = {
         .k = (const uint8_t *)args->k.codes + (int64_t)first * args->head_dim,

@@ -74,7 +74,8 @@ static inline size_t float_tile_scratch(int32_t head_dim, int32_t tile_q, int32_
 /* One tile of keys as the row blocks see it. */
 typedef struct key_tile {
     int32_t begin, count; /* keys [begin, begin + count) of the sequence */
-    bool finite;          /* all of V */
+    const hr_kernel_range *range;
+    bool finite; /* all of V */
     const float *column_scale;
 } key_tile;
 
@@ -145,7 +146,7 @@ FLOAT_INLINE key_span visible_span(const hr_kernel_args *args, const key_tile *t
     for (int32_t i = 0; i < rows; i++) {
         int32_t lo, hi, query;
         const hr_kernel_args *head = row_args(args, offset + i, &query);
-        hr_kernel_row_range(head, query, &lo, &hi);
+        hr_kernel_row_range(head, tile->range, query, &lo, &hi);
         lo = lo > tile->begin ? lo - tile->begin : 0;
         hi = hi - tile->begin < tile->count ? hi - tile->begin : tile->count;
         span.lo[i] = lo;
@@ -275,12 +276,13 @@ FLOAT_INLINE void process_block(const hr_kernel_args *args, const float_workspac
     update_output(&output, &span, rows, tile->finite);
 }
 
+/* The keys of a range from `begin` on, to the next multiple of tile_kv at most. */
 FLOAT_INLINE key_tile load_tile(const hr_kernel_args *args, const float_workspace *work,
-                                float_formats formats, int32_t begin)
+                                float_formats formats, const hr_kernel_range *range, int32_t begin)
 {
-    int32_t count = args->kv_end - begin;
-    if (count > formats.tile_kv) count = formats.tile_kv;
-    key_tile tile = {.begin = begin, .count = count};
+    int32_t count = range->end - begin, most = formats.tile_kv - begin % formats.tile_kv;
+    if (count > most) count = most;
+    key_tile tile = {.begin = begin, .count = count, .range = range};
     load_keys(formats.qk, &args->k, begin, count, args->head_dim, work->keys, formats.tile_kv);
     /* A weight of 0 times a value that is not finite is NaN: update_output has to know. */
     tile.finite = load_rows(formats.v, &args->v, begin, count, args->head_dim, true, work->values);
@@ -342,11 +344,9 @@ FLOAT_INLINE void finish_rows(const hr_kernel_args *args, const float_workspace 
             target[channel] = source[channel] * inverse;
         if (!args->lse) continue;
         float bias = args->softcap != 0 ? 0 : row_bias(args, row);
-        int32_t lo, hi;
-        hr_kernel_row_range(args, row, &lo, &hi);
         /* Taking the bias off the sink and adding it again would round: without keys, don't. */
         args->lse[row * args->lse_stride] =
-            lo < hi ? (work->max[i] + log2f(sum)) * LN2 + bias : args->sink;
+            hr_kernel_row_sees(args, row) ? (work->max[i] + log2f(sum)) * LN2 + bias : args->sink;
     }
 }
 
@@ -359,11 +359,16 @@ FLOAT_INLINE void float_tile_run(const hr_kernel_args *args, float_formats forma
         float_workspace part = head_part(&work, args, head);
         start_rows(args + head, &part, formats, queries);
     }
-    for (int32_t begin = args->kv_begin; begin < args->kv_end; begin += formats.tile_kv) {
-        key_tile tile = load_tile(args, &work, formats, begin);
-        for (int32_t offset = 0; offset < rows; offset += ROWS)
-            process_block(args, &work, &tile, formats, offset,
-                          rows - offset < ROWS ? rows - offset : ROWS);
+    for (int32_t i = 0; i < args->range_count; i++) {
+        hr_kernel_range range;
+        if (!hr_kernel_visit(args, i, &range)) continue;
+        for (int32_t begin = range.begin; begin < range.end;) {
+            key_tile tile = load_tile(args, &work, formats, &range, begin);
+            for (int32_t offset = 0; offset < rows; offset += ROWS)
+                process_block(args, &work, &tile, formats, offset,
+                              rows - offset < ROWS ? rows - offset : ROWS);
+            begin += tile.count;
+        }
     }
     for (int32_t head = 0; head < args->heads; head++) {
         float_workspace part = head_part(&work, args, head);

@@ -218,17 +218,21 @@ void hr_integer_attention_portable(const hr_kernel_args *args, hr_integer_expand
                                    hr_integer_expand expand_v)
 {
     assert(args->q_end - args->q_begin <= HR_INTEGER_PORTABLE_ROWS);
-    assert(args->kv_begin % HR_INTEGER_TILE == 0);
     assert(args->head_dim % 8 == 0 && args->head_dim <= HR_INTEGER_MAX_HEAD_DIM);
     body *b = begin(args);
-    for (b->first = args->kv_begin; b->first < args->kv_end; b->first += HR_INTEGER_TILE) {
-        load_tile(b, expand_k, expand_v);
-        for (int32_t i = args->q_begin; i < args->q_end; i++) {
-            int32_t lo, hi;
-            hr_kernel_row_range(args, i, &lo, &hi);
-            lo = lo > b->first ? lo - b->first : 0;
-            hi = hi - b->first < HR_INTEGER_TILE ? hi - b->first : HR_INTEGER_TILE;
-            if (lo < hi) update_row(b, i - args->q_begin, lo, hi);
+    for (int32_t index = 0; index < args->range_count; index++) {
+        hr_kernel_range range;
+        if (!hr_kernel_visit(args, index, &range)) continue;
+        b->first = range.begin / HR_INTEGER_TILE * HR_INTEGER_TILE;
+        for (; b->first < range.end; b->first += HR_INTEGER_TILE) {
+            load_tile(b, expand_k, expand_v);
+            for (int32_t i = args->q_begin; i < args->q_end; i++) {
+                int32_t lo, hi;
+                hr_kernel_row_range(args, &range, i, &lo, &hi);
+                lo = lo > b->first ? lo - b->first : 0;
+                hi = hi - b->first < HR_INTEGER_TILE ? hi - b->first : HR_INTEGER_TILE;
+                if (lo < hi) update_row(b, i - args->q_begin, lo, hi);
+            }
         }
     }
     for (int32_t i = args->q_begin; i < args->q_end; i++)

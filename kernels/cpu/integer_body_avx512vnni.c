@@ -114,7 +114,7 @@ static void prepare_tile(task *t)
         _mm512_store_ps(columns->u + at, log2_of(w));
         _mm512_store_ps(columns->r + at, _mm512_div_ps(_mm512_set1_ps(1.0f), w));
     }
-    if (t->first == t->args->kv_begin || f != t->f) {
+    if (f != t->f) {
         const double unit = ldexp(1, f);
         for (int32_t g = 0; g < t->groups; g++)
             for (int r = 0; r < GROUP_LANES; r++)
@@ -363,17 +363,30 @@ static void begin_row(task *t, int32_t index)
     group->factor[r] = hr_integer_row_factor(args, i);
     group->m[r] = -INFINITY;
     group->e[r] = HR_INTEGER_NO_TILE;
+}
 
-    int32_t lo, hi;
-    hr_kernel_row_range(args, i, &lo, &hi);
-    group->lo[r] = lo;
-    group->hi[r] = hi;
-    if (lo < hi) {
-        group->any_lo = lo < group->any_lo ? lo : group->any_lo;
-        group->any_hi = hi > group->any_hi ? hi : group->any_hi;
+/* Which keys of a range the rows see. */
+static void enter_range(task *t, const hr_kernel_range *range)
+{
+    const hr_kernel_args *args = t->args;
+    for (int32_t g = 0; g < t->groups; g++) {
+        group_state *group = &t->group[g];
+        group->any_lo = group->common_hi = INT32_MAX;
+        group->any_hi = group->common_lo = 0;
+        for (int32_t r = 0; r < ROWS; r++) {
+            const int32_t i = args->q_begin + g * ROWS + r;
+            int32_t lo, hi;
+            hr_kernel_row_range(args, range, i < args->q_end ? i : args->q_end - 1, &lo, &hi);
+            group->lo[r] = lo;
+            group->hi[r] = hi;
+            if (lo < hi) {
+                group->any_lo = lo < group->any_lo ? lo : group->any_lo;
+                group->any_hi = hi > group->any_hi ? hi : group->any_hi;
+            }
+            group->common_lo = lo > group->common_lo ? lo : group->common_lo;
+            group->common_hi = hi < group->common_hi ? hi : group->common_hi;
+        }
     }
-    group->common_lo = lo > group->common_lo ? lo : group->common_lo;
-    group->common_hi = hi < group->common_hi ? hi : group->common_hi;
 }
 
 static void finish_row(const task *t, int32_t index)
@@ -398,7 +411,6 @@ void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni
 {
     const int32_t count = args->q_end - args->q_begin;
     assert(count >= 1 && count <= HR_INTEGER_VNNI_ROWS);
-    assert(args->kv_begin % HR_INTEGER_TILE == 0);
     assert(args->head_dim % 8 == 0 && args->head_dim <= HR_INTEGER_MAX_HEAD_DIM);
     assert((uintptr_t)args->scratch % 64 == 0);
 
@@ -413,18 +425,23 @@ void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni
         memset(t->passage[i].largest, 0, sizeof t->passage[i].largest);
     memset(t->group, 0, (size_t)t->groups * sizeof t->group[0]);
     memset(t->o, 0, (size_t)(t->groups * ROWS * t->channels) * sizeof *t->o);
-    for (int32_t g = 0; g < t->groups; g++)
-        t->group[g].any_lo = t->group[g].common_hi = INT32_MAX;
+    t->f = INT32_MIN; /* no tile's F */
     for (int32_t index = 0; index < t->groups * ROWS; index++)
         begin_row(t, index);
 
     void *expanded = (char *)args->scratch + hr_integer_attention_avx512vnni_scratch(t->head_dim);
-    for (t->first = args->kv_begin; t->first < args->kv_end; t->first += HR_INTEGER_TILE) {
-        hr_integer_vnni_tile tile = load(args, t->first, expanded);
-        t->tile_k = tile.k;
-        t->tile_v = tile.v;
-        prepare_tile(t);
-        update_groups(t);
+    for (int32_t index = 0; index < args->range_count; index++) {
+        hr_kernel_range range;
+        if (!hr_kernel_visit(args, index, &range)) continue;
+        enter_range(t, &range);
+        t->first = range.begin / HR_INTEGER_TILE * HR_INTEGER_TILE;
+        for (; t->first < range.end; t->first += HR_INTEGER_TILE) {
+            hr_integer_vnni_tile tile = load(args, &range, t->first, expanded);
+            t->tile_k = tile.k;
+            t->tile_v = tile.v;
+            prepare_tile(t);
+            update_groups(t);
+        }
     }
     for (int32_t index = 0; index < count; index++)
         finish_row(t, index);

@@ -20,10 +20,11 @@ typedef struct hr_integer_vnni_tile {
 } hr_integer_vnni_tile;
 
 /*
- * Gives the layout tiles of keys [first, first + 256), or up to the end of the sequence, rounded up
- * to whole layout tiles. `expanded` is the bytes of scratch that the entry asked for.
+ * Gives the layout tiles of keys [first, first + 256): those with keys of the range, rounded to
+ * whole layout tiles, must be there. `expanded` is the bytes of scratch that the entry asked for.
  */
-typedef hr_integer_vnni_tile (*hr_integer_vnni_load)(const hr_kernel_args *args, int32_t first,
+typedef hr_integer_vnni_tile (*hr_integer_vnni_load)(const hr_kernel_args *args,
+                                                     const hr_kernel_range *range, int32_t first,
                                                      void *expanded);
 
 /* head_dim rounded up to whole vectors of V. */

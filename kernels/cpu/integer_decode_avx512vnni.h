@@ -56,6 +56,7 @@ typedef struct decode_state {
     const hr_kernel_args *args;
     int32_t rows, chunks;
     int32_t first, count; /* keys [first, first + count) are the tile's */
+    int32_t from, to;     /* multiples of 64: the range's keys of the tile are in [from, to) */
     int32_t f;            /* F of the tile */
     float tile_e;         /* E of the tile */
     __m512i *q;           /* [rows][chunks][4] */
@@ -144,7 +145,7 @@ static void prepare_tile(decode_state *s)
         _mm512_store_ps(s->u + j, log2_of(w));
         _mm512_store_ps(s->r + j, _mm512_div_ps(_mm512_set1_ps(1.0f), w));
     }
-    if (s->first == s->args->kv_begin || f != s->f) {
+    if (f != s->f) {
         const double unit = ldexp(1, f);
         for (int32_t row = 0; row < s->rows; row++)
             s->a[row] = hr_integer_tile_factor(s->factor[row], unit);
@@ -236,7 +237,7 @@ static void make_logits(decode_state *s, int32_t row)
     const __m512 a = _mm512_set1_ps(s->a[row]);
     const bool masked = s->lo[row] > s->first || s->hi[row] < s->first + DECODE_TILE;
     __m512 largest = _mm512_set1_ps(-INFINITY);
-    for (int32_t j = 0; j < DECODE_TILE; j += 16) {
+    for (int32_t j = s->from; j < s->to; j += 16) {
         __m512 x = _mm512_fmadd_ps(_mm512_load_ps(s->x[row] + j), _mm512_load_ps(s->k + j),
                                    _mm512_load_ps(s->k_magic + j));
         x = _mm512_fmadd_ps(x, a, _mm512_load_ps(s->u + j));
@@ -273,7 +274,7 @@ static void make_weights(decode_state *s, int32_t row)
     const bool masked = s->lo[row] > s->first || s->hi[row] < s->first + DECODE_TILE;
     const __m512 largest = _mm512_set1_ps(s->largest[row]);
     __m512 sum = _mm512_setzero_ps();
-    for (int32_t j = 0; j < DECODE_TILE; j += 128) {
+    for (int32_t j = s->from / 128 * 128; j < s->to; j += 128) {
         __m512 e[8];
         __m512i p[8];
 #pragma GCC unroll 8
@@ -304,7 +305,7 @@ static void make_weights(decode_state *s, int32_t row)
 INLINE void load_values(decode_state *s, const code_rows *rows, int32_t chunk, bool nibbles)
 {
     const int32_t head_dim = s->args->head_dim, last = s->count - 1;
-    for (int32_t key = 0; key <= last; key += 4) {
+    for (int32_t key = s->from; key <= last && key < s->to; key += 4) {
         __m512i v[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
@@ -332,8 +333,8 @@ INLINE void multiply_values(decode_state *s, int32_t row, int rows, int32_t chun
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++)
             sum[r][i] = _mm512_setzero_si512();
-    const int32_t quads = (s->count + 3) / 4;
-    for (int32_t quad = 0; quad < quads; quad++) {
+    const int32_t quads = ((s->to < s->count ? s->to : s->count) + 3) / 4;
+    for (int32_t quad = s->from / 4; quad < quads; quad++) {
         const int8_t *v = s->v_block + quad * 4 * WIDE;
         const int32_t place = quad / 16 * 64 + quad % 4 * 16 + quad % 16 / 4 * 4;
         __m512i values[4];
@@ -366,7 +367,7 @@ INLINE void multiply_values(decode_state *s, int32_t row, int rows, int32_t chun
 INLINE void decode_tile(decode_state *s, const code_rows *k, const code_rows *v, bool nibbles)
 {
     prepare_tile(s);
-    for (int32_t key = 0; key < s->count; key += 16) {
+    for (int32_t key = s->from; key < s->count && key < s->to; key += 16) {
         load_keys(s, k, key, nibbles);
         int32_t row = 0;
         for (; s->rows - row >= 4; row += 4)
@@ -417,7 +418,6 @@ static void begin_row(decode_state *s, int32_t row)
                    padded + vector / 4 * 64 + dword / 4 * 16 + vector % 4 * 4, 4);
     s->init[row] = (int32_t)hr_integer_bits(HR_INTEGER_MAGIC) - 128 * sum;
     s->factor[row] = hr_integer_row_factor(args, query);
-    hr_kernel_row_range(args, query, &s->lo[row], &s->hi[row]);
 }
 
 static void finish_row(const decode_state *s, int32_t row)
@@ -434,6 +434,25 @@ static void finish_row(const decode_state *s, int32_t row)
     }
 }
 
+/* All tiles of a range. */
+INLINE void decode_range(decode_state *s, const hr_kernel_range *range, const code_rows *k,
+                         const code_rows *v, bool nibbles)
+{
+    for (int32_t row = 0; row < s->rows; row++) {
+        int32_t query;
+        const hr_kernel_args *args = args_of(s, row, &query);
+        hr_kernel_row_range(args, range, query, &s->lo[row], &s->hi[row]);
+    }
+    s->first = range->begin / DECODE_TILE * DECODE_TILE;
+    for (; s->first < range->end; s->first += DECODE_TILE) {
+        const int32_t left = s->args->seqlen_kv - s->first, end = range->end - s->first;
+        s->count = left < DECODE_TILE ? left : DECODE_TILE;
+        s->from = range->begin > s->first ? (range->begin - s->first) / WIDE * WIDE : 0;
+        s->to = end < DECODE_TILE ? (end + WIDE - 1) / WIDE * WIDE : DECODE_TILE;
+        decode_tile(s, k, v, nibbles);
+    }
+}
+
 /* The body of the decode kernels; `nibbles` is a constant. */
 INLINE void integer_decode(const hr_kernel_args *args, bool nibbles)
 {
@@ -442,7 +461,6 @@ INLINE void integer_decode(const hr_kernel_args *args, bool nibbles)
     s->rows = args->heads * (args->q_end - args->q_begin);
     s->chunks = (args->head_dim + WIDE - 1) / WIDE;
     assert(s->rows >= 1 && s->rows <= DECODE_ROWS);
-    assert(args->kv_begin % DECODE_TILE == 0);
     assert(args->head_dim % 8 == 0 && args->head_dim <= HR_INTEGER_MAX_HEAD_DIM);
     const int32_t rows = s->rows, padded = (rows + 15) / 16 * 16;
     s->q = (__m512i *)(s + 1);
@@ -457,10 +475,10 @@ INLINE void integer_decode(const hr_kernel_args *args, bool nibbles)
         begin_row(s, row);
 
     const code_rows k = rows_of(args, &args->k, nibbles), v = rows_of(args, &args->v, nibbles);
-    for (s->first = args->kv_begin; s->first < args->kv_end; s->first += DECODE_TILE) {
-        const int32_t left = args->seqlen_kv - s->first;
-        s->count = left < DECODE_TILE ? left : DECODE_TILE;
-        decode_tile(s, &k, &v, nibbles);
+    s->f = INT32_MIN; /* no tile's F */
+    for (int32_t i = 0; i < args->range_count; i++) {
+        hr_kernel_range range;
+        if (hr_kernel_visit(args, i, &range)) decode_range(s, &range, &k, &v, nibbles);
     }
     for (int32_t row = 0; row < rows; row++)
         finish_row(s, row);

@@ -178,7 +178,8 @@ static size_t k_bytes(int32_t head_dim)
     return (size_t)HR_INTEGER_TILE * (size_t)head_dim;
 }
 
-hr_integer_vnni_tile hr_integer_expand_avx512vnni(const hr_kernel_args *args, int32_t first,
+hr_integer_vnni_tile hr_integer_expand_avx512vnni(const hr_kernel_args *args,
+                                                  const hr_kernel_range *range, int32_t first,
                                                   void *expanded)
 {
     /* K in channel order. V so that interleaving within 128-bit lanes leaves the channels in order:
@@ -192,8 +193,13 @@ hr_integer_vnni_tile hr_integer_expand_avx512vnni(const hr_kernel_args *args, in
     uint8_t *k_out = expanded;
     int8_t *v_out = (int8_t *)expanded + k_bytes(args->head_dim);
     const hr_integer_vnni_tile tile = {.k = k_out, .v = v_out};
-    int32_t end = first + HR_INTEGER_TILE < args->kv_end ? first + HR_INTEGER_TILE : args->kv_end;
-    for (int32_t token = first; token < end; token += SUBTILE) {
+    int32_t end = first + HR_INTEGER_TILE < range->end ? first + HR_INTEGER_TILE : range->end;
+    int32_t token = first;
+    for (; token + SUBTILE <= range->begin; token += SUBTILE) {
+        k_out += SUBTILE * args->head_dim;
+        v_out += SUBTILE * hr_integer_vnni_channels(args->head_dim);
+    }
+    for (; token < end; token += SUBTILE) {
         if (k.nibbles)
             expand_k(&k, token, k_out, true);
         else

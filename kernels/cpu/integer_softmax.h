@@ -7,8 +7,9 @@
  * round-to-nearest-even unless `double` is written; max and min choose, they do not round.
  * The functions in this file are the specification in C; vector kernels restate them.
  *
- * 1. Tile. A softmax tile is the keys [256 t, 256 t + 256) of a sequence, whatever the mask.
- *    Over all its keys j below seqlen_kv:
+ * 1. Tile. A softmax tile is the keys [256 t, 256 t + 256) of a sequence, once for each range of
+ *    the mask (hr_kernel_range) that has keys of it, in ascending order of the ranges.
+ *    Over all its keys j below seqlen_kv, in the range or not:
  *        F = floor(log2(max k_scale_j))      k_j = round22(k_scale_j * 2^-F)        in [0, 2)
  *        E = floor(log2(max v_scale_j))      w_j = max(v_scale_j * 2^-E, 2^-64)     in (0, 2)
  *        u_j = log2(w_j), as hr_integer_log2     r_j = 1 / w_j
@@ -23,8 +24,8 @@
  *    (float)S_ij * k_j = fma(1.5 * 2^23 + S_ij, k_j, -(1.5 * 2^23 * k_j)) bit for bit when
  *    |S_ij| < 2^22: a kernel may start its int32 accumulators at the bits of 1.5 * 2^23 and read
  *    them back as floats. Softcap and ALiBi: see integer_body.c.
- * 4. Weights. Over the keys of the tile that row i sees (none: the tile leaves the row alone):
- *        M = max x_ij       z = max(x_ij - M, -100)      e_ij = 255 * 2^z, as hr_integer_exp2_255
+ * 4. Weights. Over the keys of the tile and range that row i sees (none: the tile leaves the row
+ * alone): M = max x_ij       z = max(x_ij - M, -100)      e_ij = 255 * 2^z, as hr_integer_exp2_255
  *        P_ij = e_ij rounded to an integer, nearest even, at most 255
  *        s_k = fma(e_ij, r_j, s_k) over j = k, k + 16, ... ascending, for 16 lanes k from 0
  *    V's scale is inside P before it is rounded, and taken out of the sum again: softmax weights

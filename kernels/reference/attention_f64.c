@@ -79,8 +79,8 @@ static void interleave_keys(const double *rows, int32_t tokens, int32_t head_dim
 
 typedef struct head_problem {
     const hr_attention_problem *problem;
-    hr_kernel_args args; /* lengths and mask only */
-    int32_t head;
+    hr_kernel_args args; /* lengths only */
+    int32_t sequence, head;
     const double *q, *v; /* [tokens][head_dim] */
     const double *k;     /* interleaved */
     double *o, *lse;     /* of the head; rows o_stride and lse_stride apart */
@@ -108,27 +108,39 @@ static double logit(const head_problem *head, int32_t row, int32_t key, double d
     return s;
 }
 
-/* `weights` holds seqlen_kv doubles, rounded up to KEYS. */
-static void attend_row(const head_problem *head, int32_t row, double *restrict weights)
+/* Does any of the keys [j, j + KEYS) count? */
+static bool any_visible(const bool *visible, int32_t j)
+{
+    bool any = false;
+    for (int i = 0; i < KEYS; i++)
+        any |= visible[j + i];
+    return any;
+}
+
+/* `weights` and `visible` hold seqlen_kv elements, rounded up to KEYS; visible is false there. */
+static void attend_row(const head_problem *head, int32_t row, double *restrict weights,
+                       bool *restrict visible)
 {
     const hr_attention_problem *problem = head->problem;
-    const int32_t head_dim = problem->head_dim;
+    const int32_t head_dim = problem->head_dim, seqlen_kv = head->args.seqlen_kv;
     double *restrict o = head->o + row * head->o_stride;
-    int32_t lo, hi;
-    hr_kernel_row_range(&head->args, row, &lo, &hi);
+    hr_mask_row(problem, head->sequence, head->head, row, visible);
 
-    for (int32_t j = lo / KEYS * KEYS; j < hi; j += KEYS)
-        dot_keys(head->q + (int64_t)row * head_dim, head->k + (int64_t)j * head_dim, head_dim,
-                 weights + j);
+    for (int32_t j = 0; j < seqlen_kv; j += KEYS)
+        if (any_visible(visible, j))
+            dot_keys(head->q + (int64_t)row * head_dim, head->k + (int64_t)j * head_dim, head_dim,
+                     weights + j);
     const double sink = problem->sinks ? (double)problem->sinks[head->head] : -INFINITY;
     double largest = sink;
-    for (int32_t j = lo; j < hi; j++) {
+    for (int32_t j = 0; j < seqlen_kv; j++) {
+        if (!visible[j]) continue;
         weights[j] = logit(head, row, j, weights[j]);
         if (weights[j] > largest) largest = weights[j];
     }
     memset(o, 0, (size_t)head_dim * sizeof *o);
     double sum = sink > -INFINITY ? exp(sink - largest) : 0;
-    for (int32_t j = lo; j < hi; j++) {
+    for (int32_t j = 0; j < seqlen_kv; j++) {
+        if (!visible[j]) continue;
         const double weight = exp(weights[j] - largest);
         const double *restrict v = head->v + (int64_t)j * head_dim;
         sum += weight;
@@ -162,9 +174,10 @@ static hr_status check_input(const char *name, const hr_tensor *tensor, int64_t 
     return hr_device_expect(name, tensor->device, HR_DEVICE_CPU);
 }
 
-/* Buffers for one head of one sequence, and a row of weights for each thread. */
+/* Buffers for one head of one sequence, and a row of weights and of the mask for each thread. */
 typedef struct reference_buffers {
     double *q, *k, *k_rows, *v, *weights;
+    bool *visible;
     size_t keys; /* the longest seqlen_kv, rounded up to KEYS */
     int threads;
 } reference_buffers;
@@ -189,7 +202,9 @@ static hr_status allocate_buffers(const hr_attention_problem *problem, reference
     buffers->k_rows = hr_alloc(keys, row);
     buffers->v = hr_alloc(keys, row);
     buffers->weights = hr_alloc((size_t)buffers->threads, buffers->keys * sizeof(double));
-    bool complete = buffers->q && buffers->k && buffers->k_rows && buffers->v && buffers->weights;
+    buffers->visible = hr_alloc((size_t)buffers->threads, buffers->keys * sizeof(bool));
+    bool complete = buffers->q && buffers->k && buffers->k_rows && buffers->v && buffers->weights &&
+                    buffers->visible;
     return complete ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
 }
 
@@ -200,6 +215,7 @@ static void free_buffers(reference_buffers *buffers)
     free(buffers->k_rows);
     free(buffers->v);
     free(buffers->weights);
+    free(buffers->visible);
 }
 
 static void run_head(const hr_attention_problem *problem, int32_t sequence, int32_t head,
@@ -211,6 +227,7 @@ static void run_head(const hr_attention_problem *problem, int32_t sequence, int3
     const int64_t first_kv = problem->cu_seqlens_kv[sequence];
     head_problem state = {.problem = problem,
                           .args = hr_sequence_args(problem, sequence),
+                          .sequence = sequence,
                           .head = head,
                           .q = buffers->q,
                           .k = buffers->k,
@@ -223,12 +240,16 @@ static void run_head(const hr_attention_problem *problem, int32_t sequence, int3
     load_head(q, first_q, state.args.seqlen_q, head, &problem->rope, state.args.shift, buffers->q);
     load_head(k, first_kv, seqlen_kv, kv_head, &problem->rope, 0, buffers->k_rows);
     load_head(v, first_kv, seqlen_kv, kv_head, NULL, 0, buffers->v);
+    /* Shorter sequences must not see what the mask of a longer one left behind. */
+    memset(buffers->visible, 0, (size_t)buffers->threads * buffers->keys * sizeof(bool));
     interleave_keys(buffers->k_rows, seqlen_kv, problem->head_dim, buffers->k);
     const int64_t work = (int64_t)state.args.seqlen_q * seqlen_kv * problem->head_dim;
     const int threads = work < SERIAL_WORK ? 1 : buffers->threads;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int32_t row = 0; row < state.args.seqlen_q; row++)
-        attend_row(&state, row, buffers->weights + (size_t)omp_get_thread_num() * buffers->keys);
+    for (int32_t row = 0; row < state.args.seqlen_q; row++) {
+        const size_t offset = (size_t)omp_get_thread_num() * buffers->keys;
+        attend_row(&state, row, buffers->weights + offset, buffers->visible + offset);
+    }
 }
 
 hr_status hr_reference_attention(const hr_attention_problem *problem, const hr_tensor *q,
