@@ -292,6 +292,11 @@ json_t *cli_error_object(const hr_error *error)
                      (json_int_t)error->nonfinite);
 }
 
+const char *cli_s(long long count)
+{
+    return count == 1 ? "" : "s";
+}
+
 const char *cli_bytes(double bytes)
 {
     static char ring[4][32];

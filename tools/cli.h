@@ -103,6 +103,9 @@ json_t *cli_error_object(const hr_error *error);
 /* "1.2 MiB" in a static ring of buffers. */
 const char *cli_bytes(double bytes);
 
+/* What makes a noun a plural after that number: "" after 1, else "s". */
+const char *cli_s(long long count);
+
 extern const char *cli_verb; /* the verb being run, for messages */
 
 int verb_calibrate(int argc, char **argv);

@@ -164,7 +164,7 @@ static void print_table(const hr_audit *audit)
                worst);
     }
     printf("Errors are relative L2 of O; times are medians of %d, attention alone, %d thread%s.\n",
-           audit->configs[0].timing.repeats, audit->threads, audit->threads == 1 ? "" : "s");
+           audit->configs[0].timing.repeats, audit->threads, cli_s(audit->threads));
 }
 
 static int32_t count_choice(const int32_t *choice, int32_t heads, int32_t config)

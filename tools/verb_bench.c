@@ -49,8 +49,7 @@ static const struct argp_option options[] = {
     {"repeats", KEY_REPEATS, "N", 0, "Timed runs of a case (default 7)", 0},
     {"cold", KEY_COLD, "MIB", 0,
      "Go through so many copies of K and V in turn that they take MIB of memory: with more than "
-     "the "
-     "caches hold, K and V come from memory, as in decode (default: one copy)",
+     "the caches hold, K and V come from memory, as in decode (default: one copy)",
      0},
     {0},
 };

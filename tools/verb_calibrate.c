@@ -133,9 +133,9 @@ static int report(const calibrate_arguments *arguments, const hr_profile *profil
     }
     for (int32_t i = 0; i < info.warning_count; i++)
         fprintf(stderr, "headroom calibrate: warning: %s\n", hr_profile_warning(profile, i));
-    printf("%s: %s with %s, %d layers, %lld tokens of %s\n", arguments->output, info.recipe.name,
-           info.observer, info.layer_count, (long long)info.tokens,
-           *info.model ? info.model : "an unnamed model");
+    printf("%s: %s with %s, %d layer%s, %lld token%s of %s\n", arguments->output, info.recipe.name,
+           info.observer, info.layer_count, cli_s(info.layer_count), (long long)info.tokens,
+           cli_s(info.tokens), *info.model ? info.model : "an unnamed model");
     return CLI_OK;
 }
 

@@ -78,9 +78,9 @@ static int report(const pack_arguments *arguments, const layer_input *input,
                                         cli_path(arguments->files.output), "recipe",
                                         input->recipe.name, "layers", input->layer_count,
                                         "kv_bytes", (json_int_t)bytes, "kv_bits", bits));
-    printf("%s: %s, %d layers, K and V take %s, %.2f bits an element (BF16: 16)\n",
+    printf("%s: %s, %d layer%s, K and V take %s, %.2f bits an element (BF16: 16)\n",
            arguments->files.output, input->recipe.name, input->layer_count,
-           cli_bytes((double)bytes), bits);
+           cli_s(input->layer_count), cli_bytes((double)bytes), bits);
     return CLI_OK;
 }
 

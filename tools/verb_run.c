@@ -300,8 +300,8 @@ static int report(const run_arguments *arguments, const run_result *result)
         int code = report_json(arguments, result);
         return code == CLI_OK && arguments->check ? check_finite(result) : code;
     }
-    printf("%s: %d layers with %s (%s)\n", arguments->files.output, result->count,
-           result->layers[0].kernel, result->recipe);
+    printf("%s: %d layer%s with %s (%s)\n", arguments->files.output, result->count,
+           cli_s(result->count), result->layers[0].kernel, result->recipe);
     if (!arguments->check) return CLI_OK;
     printf("error of O against ref64(%s inputs):\n%5s %12s %12s %12s %12s\n",
            result->against_dequantized ? "dequantized" : "original", "layer", "rel L2", "cosine",

@@ -136,7 +136,8 @@ int verb_synth(int argc, char **argv)
             o->mode, "layers", o->layers, "num_heads", o->num_heads, "num_kv_heads",
             o->num_kv_heads, "head_dim", o->head_dim, "tokens", o->tokens, "batch", o->batch,
             "seed", (json_int_t)o->seed, "causal", o->causal, "rope", o->rope));
-    printf("%s: %s, %d layers, %d heads (%d KV), head_dim %d, %d tokens\n", arguments.output,
-           o->mode, o->layers, o->num_heads, o->num_kv_heads, o->head_dim, o->tokens);
+    printf("%s: %s, %d layer%s, %d head%s (%d KV), head_dim %d, %d token%s\n", arguments.output,
+           o->mode, o->layers, cli_s(o->layers), o->num_heads, cli_s(o->num_heads), o->num_kv_heads,
+           o->head_dim, o->tokens, cli_s(o->tokens));
     return CLI_OK;
 }
