@@ -13,7 +13,7 @@ help:
 	@echo 'make demo          install what is missing, build, calibrate, pack, run and audit data/'
 	@echo 'make test          install what is missing, build, run all tests'
 	@echo 'make build         build $(BUILD)/headroom'
-	@echo 'make bench         measure every kernel this machine runs'
+	@echo 'make bench         measure every kernel this machine runs; docs/cpu-peers.md has peers'
 	@echo 'make format        format the C files in place; format-check only looks'
 	@echo 'make clean         delete build/'
 
@@ -34,6 +34,7 @@ test:
 
 bench: build
 	$(BUILD)/headroom bench
+	@echo 'Beside ggml, ik_llama.cpp, oneDNN, PyTorch and OpenVINO: docs/cpu-peers.md'
 
 format format-check:
 	git ls-files '*.c' '*.h' '*.cpp' '*.cu' '*.cuh' | \
