@@ -10,43 +10,47 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "isa.h"
 #include "kernel_rows.h"
+#include "plan_device.h"
 #include "status_internal.h"
 
 #define G(name) (1u << HR_GRANULARITY_##name)
 #define F(name) ((uint32_t)HR_FEATURE_##name)
-#define HR_KERNEL(recipe, isa, ISA, q, k, v, p, q_gran, k_gran, v_gran, q_lay, k_lay, v_lay,       \
-                  multiple, max, features, rows, keys)                                             \
-    HR_DECODE_KERNEL(recipe, isa, ISA, q, k, v, p, q_gran, k_gran, v_gran, q_lay, k_lay, v_lay,    \
-                     multiple, max, features, rows, keys, 0)
-#define HR_DECODE_KERNEL(recipe, isa_suffix, ISA, q, k, v, p, q_gran, k_gran, v_gran, q_lay,       \
-                         k_lay, v_lay, multiple, max, feature_bits, rows, keys, longest_q)         \
-    {.info = {.name = "attention_" #recipe "_" #isa_suffix,                                        \
-              .isa = HR_ISA_##ISA,                                                                 \
-              .q_dtype = HR_DTYPE_##q,                                                             \
-              .k_dtype = HR_DTYPE_##k,                                                             \
-              .v_dtype = HR_DTYPE_##v,                                                             \
-              .p_dtype = HR_DTYPE_##p,                                                             \
-              .q_granularities = (q_gran),                                                         \
-              .k_granularities = (k_gran),                                                         \
-              .v_granularities = (v_gran),                                                         \
-              .q_layout = HR_LAYOUT_##q_lay,                                                       \
-              .k_layout = HR_LAYOUT_##k_lay,                                                       \
-              .v_layout = HR_LAYOUT_##v_lay,                                                       \
-              .head_dim_multiple = (multiple),                                                     \
-              .head_dim_max = (max),                                                               \
-              .features = (feature_bits),                                                          \
-              .tile_q = (rows),                                                                    \
-              .tile_kv = (keys),                                                                   \
-              .max_seqlen_q = (longest_q)},                                                        \
-     .entry = hr_attention_##recipe##_##isa_suffix,                                                \
-     .scratch_bytes = hr_attention_##recipe##_##isa_suffix##_scratch},
+#define INFO(recipe, isa_suffix, ISA, q, k, v, p, q_gran, k_gran, v_gran, q_lay, k_lay, v_lay,     \
+             multiple, max, feature_bits, rows, keys, longest_q)                                   \
+    .info = {.name = "attention_" #recipe "_" #isa_suffix,                                         \
+             .isa = HR_ISA_##ISA,                                                                  \
+             .q_dtype = HR_DTYPE_##q,                                                              \
+             .k_dtype = HR_DTYPE_##k,                                                              \
+             .v_dtype = HR_DTYPE_##v,                                                              \
+             .p_dtype = HR_DTYPE_##p,                                                              \
+             .q_granularities = (q_gran),                                                          \
+             .k_granularities = (k_gran),                                                          \
+             .v_granularities = (v_gran),                                                          \
+             .q_layout = HR_LAYOUT_##q_lay,                                                        \
+             .k_layout = HR_LAYOUT_##k_lay,                                                        \
+             .v_layout = HR_LAYOUT_##v_lay,                                                        \
+             .head_dim_multiple = (multiple),                                                      \
+             .head_dim_max = (max),                                                                \
+             .features = (feature_bits),                                                           \
+             .tile_q = (rows),                                                                     \
+             .tile_kv = (keys),                                                                    \
+             .max_seqlen_q = (longest_q)}
+#define HR_DECODE_KERNEL(recipe, isa, ...)                                                         \
+    {INFO(recipe, isa, __VA_ARGS__), .entry = hr_attention_##recipe##_##isa,                       \
+     .scratch_bytes = hr_attention_##recipe##_##isa##_scratch,                                     \
+     .device_kernel = hr_device_kernel_none},
+#define HR_KERNEL(...) HR_DECODE_KERNEL(__VA_ARGS__, 0)
+#define HR_DEVICE_KERNEL(recipe, ...)                                                              \
+    {INFO(recipe, __VA_ARGS__, 0), .device_kernel = hr_device_kernel_##recipe},
 
 const hr_kernel hr_kernels[] = {
 #include "kernels.def"
 };
 
 #undef HR_KERNEL
+#undef INFO
 #undef F
 #undef G
 
@@ -205,6 +209,13 @@ static int closeness(const hr_kernel_info *info, const hr_kernel_query *query, h
     return (int)fit * 1024 + dtypes * 64 - missing;
 }
 
+/* A kernel of another device is no answer to what would be accepted. */
+static bool on_device_of(const hr_kernel_info *info, uint32_t isa_mask)
+{
+    const hr_device device = info->isa == HR_ISA_SM90 ? HR_DEVICE_CUDA : HR_DEVICE_CPU;
+    return isa_mask & hr_isa_of_device(device);
+}
+
 hr_status hr_kernel_find(const hr_kernel_query *query, uint32_t isa_mask,
                          const hr_kernel_info **out)
 {
@@ -224,7 +235,7 @@ hr_status hr_kernel_find(const hr_kernel_query *query, uint32_t isa_mask,
             return HR_OK;
         }
         int score = closeness(info, query, fit);
-        if (score <= closest_score) continue;
+        if (score <= closest_score || !on_device_of(info, isa_mask)) continue;
         closest = info;
         closest_score = score;
         memcpy(closest_reason, reason, sizeof reason);

@@ -128,8 +128,9 @@ typedef size_t (*hr_kernel_scratch)(int32_t head_dim);
 /* A row of kernels.def with its functions; hr_kernel_info is the first member. */
 typedef struct hr_kernel {
     hr_kernel_info info;
-    hr_kernel_entry entry;
+    hr_kernel_entry entry; /* NULL in rows of a GPU */
     hr_kernel_scratch scratch_bytes;
+    int device_kernel; /* hr_device_kernel_none in rows of the CPU */
 } hr_kernel;
 
 /* The rows compiled into this binary, best first. */

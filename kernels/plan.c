@@ -11,6 +11,7 @@
 #include "dispatch.h"
 #include "isa.h"
 #include "memory.h"
+#include "plan_device.h"
 #include "status_internal.h"
 
 static hr_status copy_array(const void *source, size_t count, size_t size, void *out)
@@ -79,6 +80,19 @@ static hr_status allocate_parts(hr_plan *plan)
     return plan->part_o && plan->part_lse ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
 }
 
+static hr_status build_device_plan(hr_plan *plan, const hr_attention_problem *problem,
+                                   const hr_plan_options *options)
+{
+    if (options->kv_splits != 0 && options->kv_splits != 1)
+        return hr_fail(HR_ERROR_UNSUPPORTED,
+                       "kv_splits is %d; %s does not split the kv axis, 0 and 1 are accepted",
+                       options->kv_splits, plan->kernel->info.name);
+    HR_TRY(copy_problem(plan, problem));
+    HR_TRY(hr_plan_build_ranges(plan)); /* by which operations are counted */
+    plan->flops = hr_plan_count_flops(plan);
+    return hr_plan_device_create(plan, options->stream);
+}
+
 static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
                             const hr_recipe *recipe, const hr_plan_options *options)
 {
@@ -87,6 +101,7 @@ static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
                        "threads is %d; it must be 0 (OpenMP's default) or at least 1",
                        options->threads);
     HR_TRY(choose_kernel(plan, problem, recipe, options));
+    if (options->device == HR_DEVICE_CUDA) return build_device_plan(plan, problem, options);
     if (options->stream)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                        "a stream was given, but %s runs on the CPU; stream must be NULL",
@@ -132,6 +147,7 @@ hr_status hr_plan_create(const hr_attention_problem *problem, const hr_recipe *r
 void hr_plan_free(hr_plan *plan)
 {
     if (!plan) return;
+    hr_plan_device_free(plan->device);
     free(plan->cu_seqlens_q);
     free(plan->cu_seqlens_kv);
     free(plan->block_table);

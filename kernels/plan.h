@@ -31,6 +31,8 @@ typedef struct hr_merge {
     int32_t sequence, head, heads, q_begin, q_end, parts;
 } hr_merge;
 
+struct hr_plan_device;
+
 struct hr_plan {
     hr_attention_problem problem; /* its arrays point to the copies below */
     int32_t *cu_seqlens_q, *cu_seqlens_kv, *block_table;
@@ -51,6 +53,7 @@ struct hr_plan {
     int32_t parts;            /* most parts a merge has; 0: nothing is split */
     float *part_o, *part_lse; /* [parts][total_q][num_heads][head_dim]; the same less head_dim */
     double flops;
+    struct hr_plan_device *device; /* NULL on the CPU; else nothing from tasks to parts is used */
 };
 
 /* HR_ERROR_INVALID_ARGUMENT unless it starts with 0 and never decreases. [batch + 1] */
@@ -82,6 +85,9 @@ hr_status hr_plan_build_ranges(hr_plan *plan) HR_NODISCARD;
 
 /* The number of the list of ranges that a query has; the block mask must still be there. */
 int64_t hr_plan_range_list(const hr_plan *plan, int32_t sequence, int32_t head, int32_t query);
+
+/* Floating-point operations that the mask leaves; ranges are built. */
+double hr_plan_count_flops(const hr_plan *plan);
 
 /* Fills tasks, merges, parts and flops of a plan with problem, kernel, kv_splits and ranges. */
 hr_status hr_plan_build_tasks(hr_plan *plan) HR_NODISCARD;

@@ -2,6 +2,7 @@
  * Do packed operands belong to a plan? Everything the kernel relies on is compared, so that a
  * kernel can trust its arguments, and the first difference is named.
  */
+#include "device_internal.h"
 #include "pack_layout.h"
 #include "pack_scale.h"
 #include "plan.h"
@@ -71,8 +72,10 @@ hr_status hr_plan_check_rope(const char *name, const hr_rope *has, const hr_rope
                    (double)wanted->theta, wanted->interleaved ? ", interleaved" : "");
 }
 
-static hr_status check_storage(const char *name, const hr_packed *packed, hr_layout layout)
+static hr_status check_storage(const char *name, const hr_packed *packed, hr_layout layout,
+                               hr_device device)
 {
+    HR_TRY(hr_device_expect(name, packed->device, device));
     if (packed->layout != layout)
         return hr_fail(HR_ERROR_MISMATCH, "%s was packed in layout %s; the plan's kernel reads %s",
                        name, hr_layout_name(packed->layout), hr_layout_name(layout));
@@ -96,6 +99,7 @@ hr_status hr_plan_check_operands(const hr_plan *plan, const hr_plan_io *io)
     static const hr_rope no_rope = {0};
     const hr_attention_problem *problem = &plan->problem;
     const hr_kernel_info *info = &plan->kernel->info;
+    const hr_device device = plan->device ? HR_DEVICE_CUDA : HR_DEVICE_CPU;
     const struct {
         const char *name;
         const hr_packed *packed;
@@ -117,7 +121,7 @@ hr_status hr_plan_check_operands(const hr_plan *plan, const hr_plan_io *io)
                            checks[i].cu_seqlens));
         HR_TRY(hr_plan_check_recipe(checks[i].name, &checks[i].packed->recipe, checks[i].recipe));
         HR_TRY(hr_plan_check_rope(checks[i].name, &checks[i].packed->rope, checks[i].rope));
-        HR_TRY(check_storage(checks[i].name, checks[i].packed, checks[i].layout));
+        HR_TRY(check_storage(checks[i].name, checks[i].packed, checks[i].layout, device));
     }
     if (io->cache) HR_TRY(hr_plan_check_cache(plan, io));
     uint64_t k_seed =

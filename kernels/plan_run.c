@@ -8,9 +8,10 @@
 #include <math.h>
 #include <omp.h>
 
+#include "device_internal.h"
 #include "pack_layout.h"
 #include "pack_scale.h"
-#include "plan.h"
+#include "plan_device.h"
 #include "status_internal.h"
 
 /* Below this, starting a team costs more than it saves: about 20 microseconds of one core. */
@@ -135,9 +136,10 @@ static hr_status check_output(const hr_plan *plan, const char *name, const hr_te
     const hr_attention_problem *problem = &plan->problem;
     const int64_t expected[3] = {problem->cu_seqlens_q[problem->batch], problem->num_heads,
                                  problem->head_dim};
-    if (tensor->dtype != HR_DTYPE_F32)
-        return hr_fail(HR_ERROR_MISMATCH, "%s is %s; it must be f32", name,
-                       hr_dtype_name(tensor->dtype));
+    const bool bf16 = plan->device && ndim == 3 && tensor->dtype == HR_DTYPE_BF16;
+    if (tensor->dtype != HR_DTYPE_F32 && !bf16)
+        return hr_fail(HR_ERROR_MISMATCH, "%s is %s; it must be f32%s", name,
+                       hr_dtype_name(tensor->dtype), plan->device && ndim == 3 ? " or bf16" : "");
     if (tensor->ndim != ndim)
         return hr_fail(HR_ERROR_MISMATCH, "%s has %d dimensions; it must have %d", name,
                        tensor->ndim, ndim);
@@ -150,7 +152,7 @@ static hr_status check_output(const hr_plan *plan, const char *name, const hr_te
                        (long long)tensor->stride[2]);
     if (!tensor->data && expected[0] > 0)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "the data of %s must not be NULL", name);
-    return HR_OK;
+    return hr_device_expect(name, tensor->device, plan->device ? HR_DEVICE_CUDA : HR_DEVICE_CPU);
 }
 
 static hr_status run_tasks(const hr_plan *plan, const hr_plan_io *io)
@@ -158,6 +160,7 @@ static hr_status run_tasks(const hr_plan *plan, const hr_plan_io *io)
     HR_TRY(hr_plan_check_operands(plan, io));
     HR_TRY(check_output(plan, "o", io->o, 3));
     if (io->lse) HR_TRY(check_output(plan, "lse", io->lse, 2));
+    if (plan->device) return hr_plan_device_run(plan, io);
     const int threads = omp_in_parallel() || plan->flops < SERIAL_FLOPS ? 1 : plan->threads;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {

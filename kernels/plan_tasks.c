@@ -237,6 +237,11 @@ size_t hr_plan_args_bytes(const hr_plan *plan)
     return ((size_t)heads * sizeof(hr_kernel_args) + 63) / 64 * 64;
 }
 
+double hr_plan_count_flops(const hr_plan *plan)
+{
+    return 4.0 * plan->problem.head_dim * total_pairs(plan);
+}
+
 hr_status hr_plan_build_tasks(hr_plan *plan)
 {
     const hr_attention_problem *problem = &plan->problem;
@@ -244,7 +249,7 @@ hr_status hr_plan_build_tasks(hr_plan *plan)
     task_lists lists = {0};
     for (int32_t b = 0; b < problem->batch; b++)
         add_sequence(&lists, plan, b, chunk);
-    plan->flops = 4.0 * problem->head_dim * total_pairs(plan);
+    plan->flops = hr_plan_count_flops(plan);
     plan->tasks = hr_alloc((size_t)lists.tasks, sizeof *plan->tasks);
     plan->merges = hr_alloc((size_t)lists.merges, sizeof *plan->merges);
     if (!plan->tasks || !plan->merges) return HR_ERROR_OUT_OF_MEMORY;

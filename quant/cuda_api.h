@@ -22,6 +22,9 @@ enum {
 
 enum { HR_CUDA_NAME_BYTES = 256, HR_CUDA_CAPABILITY = 90 }; /* 10 * major + minor */
 
+struct hr_sm90_args;
+struct hr_sm90_tile_scale_args;
+
 typedef struct hr_cuda_device {
     char name[HR_CUDA_NAME_BYTES];
     int index, capability, multiprocessors;
@@ -40,6 +43,10 @@ typedef struct hr_cuda_api {
     int (*clear)(void *memory, size_t bytes, void *stream);
     int (*synchronize)(void *stream);
     const char *(*error_text)(int error);
+    /* Launches; arguments as in kernels/cuda. `kernel` is an hr_device_kernel. */
+    int (*attention)(int kernel, const struct hr_sm90_args *args);
+    int (*tile_scale)(const struct hr_sm90_tile_scale_args *args);
+    int (*no_keys)(const struct hr_sm90_args *args);
 } hr_cuda_api;
 
 /* The table in use; NULL in a build without CUDA. */

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuda/prepare_sm90.h"
 #include "cuda_api.h"
 
 typedef struct fake_machine {
@@ -17,6 +18,8 @@ typedef struct fake_machine {
     int allocations_left; /* before allocate_error; < 0: endless */
     int live;             /* allocations not released */
     int synchronized;
+    int launch_error, attention_launches, tile_scale_launches, no_keys_launches, kernel;
+    hr_sm90_args args; /* of the last launch */
 } fake_machine;
 
 static fake_machine fake;
@@ -97,6 +100,29 @@ static const char *fake_error_text(int error)
     return error == 719 ? "unspecified launch failure" : "a pretended error";
 }
 
+/* Launches are noted, and compute nothing. */
+static int fake_attention(int kernel, const hr_sm90_args *args)
+{
+    fake.attention_launches++;
+    fake.kernel = kernel;
+    fake.args = *args;
+    return fake.launch_error;
+}
+
+static int fake_tile_scale(const hr_sm90_tile_scale_args *args)
+{
+    (void)args;
+    fake.tile_scale_launches++;
+    return 0;
+}
+
+static int fake_no_keys(const hr_sm90_args *args)
+{
+    fake.no_keys_launches++;
+    fake.args = *args;
+    return 0;
+}
+
 static hr_cuda_api fake_api = {
     .driver_version = fake_driver_version,
     .runtime_version = fake_runtime_version,
@@ -109,6 +135,9 @@ static hr_cuda_api fake_api = {
     .clear = fake_clear,
     .synchronize = fake_synchronize,
     .error_text = fake_error_text,
+    .attention = fake_attention,
+    .tile_scale = fake_tile_scale,
+    .no_keys = fake_no_keys,
 };
 
 /* A machine with one Hopper GPU on which everything works. */

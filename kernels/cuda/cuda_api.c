@@ -8,6 +8,8 @@
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 
+#include "prepare_sm90.h"
+
 _Static_assert((int)HR_CUDA_SUCCESS == cudaSuccess &&
                    (int)HR_CUDA_OUT_OF_MEMORY == cudaErrorMemoryAllocation &&
                    (int)HR_CUDA_DRIVER_TOO_OLD == cudaErrorInsufficientDriver &&
@@ -87,6 +89,30 @@ static const char *error_text(int error)
     return cudaGetErrorString((cudaError_t)error);
 }
 
+/* In the order of hr_device_kernel. */
+static int (*const attention_kernels[])(const hr_sm90_args *) = {
+#define HR_KERNEL(...)
+#define HR_DECODE_KERNEL(...)
+#define HR_DEVICE_KERNEL(recipe, isa, ...) hr_attention_##recipe##_##isa,
+#include "kernels.def"
+#undef HR_KERNEL
+};
+
+static int attention(int kernel, const hr_sm90_args *args)
+{
+    return taken((cudaError_t)attention_kernels[kernel](args));
+}
+
+static int tile_scale(const hr_sm90_tile_scale_args *args)
+{
+    return taken((cudaError_t)hr_tile_scale_sm90(args));
+}
+
+static int no_keys(const hr_sm90_args *args)
+{
+    return taken((cudaError_t)hr_no_keys_sm90(args));
+}
+
 const hr_cuda_api hr_cuda_runtime = {
     .driver_version = driver_version,
     .runtime_version = runtime_version,
@@ -99,4 +125,7 @@ const hr_cuda_api hr_cuda_runtime = {
     .clear = clear,
     .synchronize = synchronize,
     .error_text = error_text,
+    .attention = attention,
+    .tile_scale = tile_scale,
+    .no_keys = no_keys,
 };
