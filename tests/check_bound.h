@@ -46,6 +46,7 @@ typedef struct error_model {
     double exp_error;              /* relative */
     double p_relative, p_absolute; /* of the weight; of the tile's largest */
     bool fold_v;                   /* V's token scales are rounded together with P */
+    bool p_running; /* P is rounded relative to a running maximum: M_t is that of all keys */
     int32_t tile_kv;
 } error_model;
 
@@ -232,7 +233,8 @@ static inline void bound_row(const bound_input *in, const key_facts *keys, doubl
         int32_t end = (begin / tile + 1) * tile;
         if (end > state->keys) end = state->keys;
         double top = 0; /* M_t */
-        for (int32_t j = begin; j < end; j++)
+        const int32_t from = model->p_running ? state->lo : begin;
+        for (int32_t j = from; j < (model->p_running ? state->hi : end); j++)
             top = fmax(top, state->weight[j] * keys[j].fold);
         for (int32_t j = begin; j < end; j++) {
             if (!state->visible[j]) continue;

@@ -247,7 +247,7 @@ static inline void bound_case(check_case *test, const hr_packed_layer *packed,
  * A kernel's O and LSE, strided, between guard words that the kernel must leave alone. The guard is
  * a NaN of a pattern that no computation gives, so an element that was never written shows too.
  */
-enum { GUARD_FLOATS = 64, HEAD_GAP = 3, TOKEN_GAP = 5 };
+enum { GUARD_FLOATS = 64, HEAD_GAP = 2, TOKEN_GAP = 6 }; /* even: GPU kernels store pairs */
 #define GUARD_BITS UINT32_C(0x7fd15ea5)
 
 typedef struct guarded_output {

@@ -95,7 +95,7 @@ int hr_attention_int8_fp8_sm90(const hr_sm90_args *args);
 
 /*
  * Writes what one key has in a tile of tile_scale, key 0..127. v_scale is 1 where V's scales are
- * not by token. Slots past the end of a sequence have key scale 0 and value scale 1.
+ * not by token. Slots past the end of a sequence have both scales 1.
  *
  * The scale of K keeps 22 of its 24 significant bits, so that MAGIC (3 * 2^22) times it is exact
  * and fma(MAGIC + x, k_scale, magic) is x * k_scale, rounded once.

@@ -103,6 +103,13 @@ template <class T, int N> HR_DEVICE void pin(Registers<T, N> &r)
         asm volatile("" : "+r"(r.v[i])::"memory");
 }
 
+template <class T, int N, int M> HR_DEVICE void pin(Registers<T, N> (&r)[M])
+{
+#pragma unroll
+    for (int i = 0; i < M; i++)
+        pin(r[i]);
+}
+
 /* ---- Shared memory ------------------------------------------------------------------------- */
 
 /* Address of the block's dynamic shared memory. A multiple of 1024 if the kernel has no other. */

@@ -1,0 +1,390 @@
+/*
+ * Fused attention on Hopper: the consumers' main loops, the kernel, and its launch. The recipe's
+ * instructions are in attention_operands_sm90.cuh, its softmax in attention_softmax_sm90.cuh, tile
+ * sizes and the register budget in attention_tile_sm90.cuh.
+ *
+ *     producer     K(n)  V(n)  K(n-1)  V(n-1) ...                        TMA, two rings
+ *     consumer 0   S(n-1) = Q K^T | R = P(n) V | softmax(n-1) | O += R   while consumer 1 is at
+ *     consumer 1   softmax(n) ...                                        its softmax
+ *
+ * Tiles of keys are taken in descending order, so that a causal mask cuts the first ones only. Two
+ * named barriers make the consumers take turns at issuing matrix products.
+ */
+#ifndef HEADROOM_ATTENTION_SM90_CUH
+#define HEADROOM_ATTENTION_SM90_CUH
+
+#include "attention_load_sm90.cuh"
+#include "attention_softmax_sm90.cuh"
+
+namespace attention_sm90
+{
+
+/* Descriptor of an operand's rows from `row` on, k starting at byte `k` of them. */
+HR_DEVICE uint64_t operand(uint32_t tile, Area area, int row, int k)
+{
+    const uint32_t chunk = tile + k / area.width() * area.rows * area.width();
+    return hopper::matrix_descriptor(chunk + row * area.width() + k % area.width(), area.swizzle());
+}
+
+/*
+ * A consumer thread. What it carries through the main loop is kept small, because S, P, R and O
+ * leave about 30 registers: the rest is found again from the item's index where it is needed.
+ */
+template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
+    using T = Tile<RECIPE, D>;
+    using Op = Operands<RECIPE>;
+    static constexpr int STEPS = T::KV / Op::STEP;
+    static constexpr uint32_t TURN = 1; /* named barriers: TURN + consumer lets it issue */
+    static_assert(Op::STEP * T::ELEMENT == 32, "an instruction takes 32 bytes of k");
+
+    const hr_sm90_args &args;
+    int tile, tile_begin, full_begin, full_end; /* see Work; tile is the next one */
+    Slot slot;                                  /* where its K is, or the K of the last one */
+    Rows rows;
+
+    HR_DEVICE explicit Consumer(const hr_sm90_args &arguments) : args(arguments) {}
+
+    static HR_DEVICE uint32_t base() { return hopper::shared_base(); }
+    static HR_DEVICE int consumer() { return threadIdx.x / 128 - 1; }
+    static HR_DEVICE int quad_lane() { return threadIdx.x % 4; }
+    /* This thread's first row in the item. */
+    static HR_DEVICE int row() { return threadIdx.x / 32 * 16 - 64 + threadIdx.x % 32 / 4; }
+    static HR_DEVICE uint32_t limits_at()
+    {
+        return base() + T::LIMITS_AT + 16 * (threadIdx.x - 128);
+    }
+
+    /* This warp is done with what the empty barrier guards. */
+    static HR_DEVICE void release(uint32_t empty)
+    {
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) hopper::mbarrier_arrive(empty);
+    }
+
+    static HR_DEVICE void take_turn()
+    {
+        hopper::named_barrier_sync(TURN + consumer(), 128 * CONSUMERS);
+    }
+    static HR_DEVICE void give_turn()
+    {
+        hopper::named_barrier_arrive(TURN + (consumer() + 1) % CONSUMERS, 128 * CONSUMERS);
+    }
+
+    /* Issues S = Q K^T, once K is there. */
+    static HR_DEVICE void issue_scores(Registers<typename Op::Score, T::KV / 2> &s, Slot k_slot)
+    {
+        const uint32_t q_at = base() + T::Q_AT + consumer() * T::Q.bytes();
+        const uint32_t k_at = base() + T::K_AT + k_slot.stage * T::K.bytes();
+        hopper::mbarrier_wait(base() + T::K_FULL + 8 * k_slot.stage, k_slot.parity);
+        if constexpr (Op::PRELOAD_SCORES) preload_magic(s);
+        hopper::wgmma_fence(s);
+#pragma unroll
+        for (int k = 0; k < T::Q.row_bytes; k += 32)
+            Op::qk(s, operand(q_at, T::Q, 0, k), operand(k_at, T::K, 0, k),
+                   Op::PRELOAD_SCORES || k > 0);
+        hopper::wgmma_commit();
+    }
+
+    /* Issues r (+)= P V for columns of O from `column` on. Without promotion r is O. */
+    template <int N>
+    static HR_DEVICE void issue_product(Registers<typename Op::Product, N> &r,
+                                        Registers<uint32_t, 4> (&p)[STEPS], Slot v, int column)
+    {
+        const uint32_t v_at = base() + T::V_AT + v.stage * T::V.bytes();
+        hopper::mbarrier_wait(base() + T::V_FULL + 8 * v.stage, v.parity);
+        if constexpr (Op::PRELOAD_PRODUCT) preload_magic(r);
+        hopper::wgmma_fence(r, p);
+#pragma unroll
+        for (int step = 0; step < STEPS; step++)
+            Op::pv(r, p[step], operand(v_at, T::V, column, 32 * step),
+                   !Op::PROMOTE || Op::PRELOAD_PRODUCT || step > 0);
+        hopper::wgmma_commit();
+    }
+
+    /* Masks S of `tile` and makes it P, not yet packed. The tile's K is free then. */
+    HR_DEVICE void make_weights(Registers<typename Op::Score, T::KV / 2> &s, TileRows &own)
+    {
+        const uint32_t scales = base() + T::SCALES_AT + slot.stage * T::SCALE_BYTES;
+        const float cap = args.softcap * LOG2_E;
+        if (tile < full_begin || tile >= full_end)
+            mask_scores(s, hopper::load_shared<int4>(limits_at()), tile * T::KV + 2 * quad_lane());
+        if constexpr (RECIPE == Recipe::int8)
+            softmax_tile<SOFTCAP>(s, scales + 32 * quad_lane(), cap, rows, own);
+        else
+            softmax_running<SOFTCAP, T::TOKEN_SCALES>(
+                s, scales + 32 * quad_lane(), cap, RECIPE == Recipe::bf16 ? 0.0f : LOG2_448, rows);
+        release(base() + T::K_EMPTY + 8 * slot.stage);
+        tile--;
+    }
+
+    /* While softmax(n - 1) runs, so does R = P(n) V. BF16 accumulates in O itself. */
+    HR_DEVICE void run_overlapped(Registers<float, D / 2> &o)
+    {
+        using namespace hopper;
+        Registers<typename Op::Score, T::KV / 2> s;
+        Registers<typename Op::Product, Op::PROMOTE ? D / 2 : 2> r;
+        Registers<uint32_t, 4> p[STEPS];
+        TileRows own;
+        issue_scores(s, slot);
+        wgmma_wait<0>(s);
+        make_weights(s, own);
+        if constexpr (RECIPE == Recipe::int8) join_tile(own, rows);
+        Op::pack(s, p);
+        while (tile >= tile_begin) {
+            const Slot v = slot;
+            slot.advance<T::STAGES>();
+            take_turn();
+            issue_scores(s, slot);
+            if constexpr (Op::PROMOTE)
+                issue_product(r, p, v, 0);
+            else
+                issue_product(o, p, v, 0);
+            give_turn();
+            wgmma_wait<1>(s);
+            const float alpha[2] = {rows.alpha[0], rows.alpha[1]};
+            make_weights(s, own);
+            if constexpr (Op::PROMOTE)
+                wgmma_wait<0>(r);
+            else
+                wgmma_wait<0>(o);
+            release(base() + T::V_EMPTY + 8 * v.stage);
+            Op::pack(s, p);
+            if constexpr (Op::PROMOTE)
+                add_product(o, r, 0, alpha, rows.beta);
+            else
+                scale_output(o);
+            if constexpr (RECIPE == Recipe::int8) join_tile(own, rows);
+        }
+        release(base() + T::Q_EMPTY);
+        if constexpr (Op::PROMOTE) {
+            issue_product(r, p, slot, 0);
+            wgmma_wait<0>(r);
+            add_product(o, r, 0, rows.alpha, rows.beta);
+        } else {
+            issue_product(o, p, slot, 0);
+            wgmma_wait<0>(o);
+        }
+        release(base() + T::V_EMPTY + 8 * slot.stage);
+    }
+
+    HR_DEVICE void scale_output(Registers<float, D / 2> &o)
+    {
+#pragma unroll
+        for (int i = 0; i < D / 2; i++)
+            o[i] *= rows.alpha[half_of(i)];
+    }
+
+    /* O + R = P V by groups of columns: one group is added to O while the next is computed. */
+    HR_DEVICE void add_products(Registers<float, D / 2> &o, Registers<uint32_t, 4> (&p)[STEPS])
+    {
+        using namespace hopper;
+        constexpr int GROUPS = D / T::COLUMNS, LAST = GROUPS - 1;
+        Registers<typename Op::Product, T::COLUMNS / 2> r[2];
+        issue_product(r[0], p, slot, 0);
+#pragma unroll
+        for (int group = 1; group < GROUPS; group++) {
+            issue_product(r[group % 2], p, slot, group * T::COLUMNS);
+            wgmma_wait<1>(r[(group + 1) % 2]);
+            add_product(o, r[(group + 1) % 2], (group - 1) * T::COLUMNS, rows.alpha, rows.beta);
+        }
+        wgmma_wait<0>(r[LAST % 2]);
+        release(base() + T::V_EMPTY + 8 * slot.stage);
+        add_product(o, r[LAST % 2], LAST * T::COLUMNS, rows.alpha, rows.beta);
+    }
+
+    /* Where the registers do not hold S and R at once: only the other consumer overlaps. */
+    HR_DEVICE void run_serial(Registers<float, D / 2> &o)
+    {
+        using namespace hopper;
+        Registers<uint32_t, 4> p[STEPS];
+        const auto weigh = [&](auto &s) {
+            TileRows own;
+            wgmma_wait<0>(s);
+            make_weights(s, own);
+            if constexpr (RECIPE == Recipe::int8) join_tile(own, rows);
+            Op::pack(s, p);
+        };
+        {
+            Registers<typename Op::Score, T::KV / 2> s;
+            issue_scores(s, slot);
+            weigh(s);
+        }
+        while (tile >= tile_begin) {
+            take_turn();
+            add_products(o, p);
+            slot.advance<T::STAGES>();
+            Registers<typename Op::Score, T::KV / 2> s;
+            issue_scores(s, slot);
+            give_turn();
+            weigh(s);
+        }
+        release(base() + T::Q_EMPTY);
+        add_products(o, p);
+    }
+
+    /* O and LSE of this thread's rows, from registers: a quad writes 32 bytes (16 of BF16). */
+    HR_DEVICE void store(const Work &work, Registers<float, D / 2> &o)
+    {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float factor;
+            const float lse = finish_row<RECIPE, SOFTCAP>(args, work, row(), rows, h, &factor);
+            const int i = work.row + row() + 8 * h;
+            if (i >= work.seqlen_q) continue;
+            const int64_t token = work.first_q + i;
+            if (args.lse != nullptr && quad_lane() == 0)
+                args.lse[token * args.lse_token_stride + work.head * args.lse_head_stride] = lse;
+            const int64_t at = token * args.o_token_stride + work.head * args.o_head_stride;
+            const float *v_scale = args.v_scale.base;
+            if (v_scale != nullptr) v_scale += work.kv_head * args.v_scale.head_stride;
+#pragma unroll
+            for (int j = 0; j < D / 8; j++) {
+                const int channel = 8 * j + 2 * quad_lane();
+                if (channel >= args.head_dim) continue;
+                float x = o[4 * j + 2 * h] * factor, y = o[4 * j + 2 * h + 1] * factor;
+                if (v_scale != nullptr) {
+                    x *= v_scale[channel * args.v_scale.stride];
+                    y *= v_scale[(channel + 1) * args.v_scale.stride];
+                }
+                if (args.o_is_bf16)
+                    *(uint32_t *)((uint16_t *)args.o + at + channel) = hopper::cvt_bf16x2(y, x);
+                else
+                    *(float2 *)((float *)args.o + at + channel) = make_float2(x, y);
+            }
+        }
+    }
+
+    /* What the main loop needs of an item. False: it has no keys. */
+    HR_DEVICE bool start(const Work &work)
+    {
+        int4 limits;
+        row_range(args, work, work.row + row(), &limits.x, &limits.y);
+        row_range(args, work, work.row + row() + 8, &limits.z, &limits.w);
+        hopper::store_shared(limits_at(), limits);
+        start_rows<SOFTCAP>(args, work, row(), rows);
+        tile = work.tile_end - 1;
+        tile_begin = work.tile_begin;
+        full_begin = work.full_begin;
+        full_end = work.full_end;
+        return tile >= tile_begin;
+    }
+
+    HR_DEVICE void run(Order order)
+    {
+        uint32_t q_parity = 0;
+        if (consumer() == CONSUMERS - 1) give_turn(); /* the first turn is consumer 0's */
+        for (int index = blockIdx.x; index < order.blocks * order.units; index += gridDim.x) {
+            Work work;
+            if (!find_work<T::KV>(args, order, index, work)) continue;
+            Registers<float, D / 2> o;
+#pragma unroll
+            for (int i = 0; i < D / 2; i++)
+                o[i] = 0;
+            if (start(work)) {
+                hopper::mbarrier_wait(base() + T::Q_FULL, q_parity);
+                q_parity ^= 1;
+                if constexpr (T::OVERLAP)
+                    run_overlapped(o);
+                else
+                    run_serial(o);
+                slot.advance<T::STAGES>();
+            }
+            find_work<T::KV>(args, order, index, work); /* again, not kept */
+            store(work, o);
+        }
+    }
+};
+
+template <Recipe RECIPE, int D, bool SOFTCAP>
+__global__ void __launch_bounds__(THREADS, 1)
+    attention_kernel(const __grid_constant__ CUtensorMap q_map,
+                     const __grid_constant__ CUtensorMap k_map,
+                     const __grid_constant__ CUtensorMap v_map,
+                     const __grid_constant__ hr_sm90_args args, const __grid_constant__ Order order)
+{
+    using namespace hopper;
+    using T = Tile<RECIPE, D>;
+    const uint32_t base = shared_base();
+    if (threadIdx.x == 0) {
+        mbarrier_init(base + T::Q_FULL, 1);
+        mbarrier_init(base + T::Q_EMPTY, 4 * CONSUMERS);
+        for (int stage = 0; stage < T::STAGES; stage++) {
+            mbarrier_init(base + T::K_FULL + 8 * stage, 1);
+            mbarrier_init(base + T::K_EMPTY + 8 * stage, 4 * CONSUMERS);
+            mbarrier_init(base + T::V_FULL + 8 * stage, 1);
+            mbarrier_init(base + T::V_EMPTY + 8 * stage, 4 * CONSUMERS);
+        }
+        fence_mbarrier_init();
+    }
+    __syncthreads();
+    const int warpgroup = threadIdx.x / 128;
+    if (warpgroup == 0) {
+        setmaxnreg_dec<PRODUCER_REGISTERS>();
+        if (threadIdx.x == 0) produce<T>(q_map, k_map, v_map, args, order, base);
+    } else {
+        setmaxnreg_inc<CONSUMER_REGISTERS>();
+        Consumer<RECIPE, D, SOFTCAP>(args).run(order);
+    }
+}
+
+/* Boxes of `area` over [heads][tokens][head_dim]. */
+inline cudaError_t map_rows(CUtensorMap *map, const void *codes, const hr_sm90_args &args,
+                            int64_t tokens, int heads, int64_t head_bytes, Area area, int element)
+{
+    const uint64_t sizes[3] = {(uint64_t)args.head_dim, (uint64_t)tokens, (uint64_t)heads};
+    const uint64_t strides[3] = {0, (uint64_t)(args.head_dim * element), (uint64_t)head_bytes};
+    const uint32_t box[3] = {(uint32_t)(area.width() / element), (uint32_t)area.rows, 1};
+    return hopper::make_tensor_map(map, codes, element, 3, sizes, strides, box, area.swizzle());
+}
+
+/* Boxes of `area` over [heads][tiles][head_dim][tokens of a tile]. */
+inline cudaError_t map_values(CUtensorMap *map, const hr_sm90_args &args, Area area, int element)
+{
+    const uint64_t sizes[4] = {HR_SM90_TILE_KV, (uint64_t)args.head_dim, (uint64_t)args.kv_tiles,
+                               (uint64_t)args.num_kv_heads};
+    const uint64_t row_bytes = (uint64_t)(HR_SM90_TILE_KV * element);
+    const uint64_t strides[4] = {0, row_bytes, row_bytes * sizes[1], (uint64_t)args.v_head_bytes};
+    const uint32_t box[4] = {(uint32_t)(area.width() / element), (uint32_t)area.rows, 1, 1};
+    return hopper::make_tensor_map(map, args.v, element, 4, sizes, strides, box, area.swizzle());
+}
+
+template <Recipe RECIPE, int D, bool SOFTCAP> cudaError_t launch_tile(const hr_sm90_args &args)
+{
+    using T = Tile<RECIPE, D>;
+    const Order order = order_work(args, T::ELEMENT);
+    const int items = order.blocks * order.units;
+    if (items == 0) return cudaSuccess;
+    CUtensorMap q_map, k_map, v_map;
+    cudaError_t error = map_rows(&q_map, args.q, args, args.total_q, args.num_heads,
+                                 args.q_head_bytes, T::Q, T::ELEMENT);
+    if (error != cudaSuccess) return error;
+    k_map = v_map = q_map; /* without keys neither is read */
+    if (args.total_kv > 0)
+        error = map_rows(&k_map, args.k, args, args.total_kv, args.num_kv_heads, args.k_head_bytes,
+                         T::K, T::ELEMENT);
+    if (error == cudaSuccess && args.total_kv > 0)
+        error = map_values(&v_map, args, T::V, T::ELEMENT);
+    if (error != cudaSuccess) return error;
+    const int blocks = items < args.multiprocessors ? items : args.multiprocessors;
+    return hopper::launch(attention_kernel<RECIPE, D, SOFTCAP>, dim3(blocks), dim3(THREADS),
+                          T::SHARED_BYTES, (cudaStream_t)args.stream, q_map, k_map, v_map, args,
+                          order);
+}
+
+/* The smallest head_dim of 64, 128 and 256 that holds this one. */
+template <Recipe RECIPE, bool SOFTCAP> cudaError_t launch_head_dim(const hr_sm90_args &args)
+{
+    if (args.head_dim <= 64) return launch_tile<RECIPE, 64, SOFTCAP>(args);
+    if (args.head_dim <= 128) return launch_tile<RECIPE, 128, SOFTCAP>(args);
+    return launch_tile<RECIPE, 256, SOFTCAP>(args);
+}
+
+template <Recipe RECIPE> int launch(const hr_sm90_args *args)
+{
+    return (int)(args->softcap > 0 ? launch_head_dim<RECIPE, true>(*args)
+                                   : launch_head_dim<RECIPE, false>(*args));
+}
+
+} // namespace attention_sm90
+
+#endif

@@ -1,0 +1,17 @@
+/*
+ * attention_bf16_sm90.cu under the emulator against the FP64 oracle.
+ */
+#include "attention_bf16_sm90.cu"
+#include "hopper_cases.h"
+
+#include <criterion/criterion.h>
+
+Test(hopper_bf16, shapes_0)
+{
+    hopper_run_shapes("bf16", hr_attention_bf16_sm90, HOPPER_BF16, 0, 2);
+}
+
+Test(hopper_bf16, shapes_1)
+{
+    hopper_run_shapes("bf16", hr_attention_bf16_sm90, HOPPER_BF16, 1, 2);
+}

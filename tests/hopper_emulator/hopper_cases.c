@@ -1,0 +1,315 @@
+/*
+ * Runs cases of the Hopper kernels' check; hopper_cases.h.
+ */
+#include "hopper_cases.h"
+
+#include "check_run.h"
+#include "pack_scale.h"
+
+/* K's and V's scales by token in the tile form that the kernels read. */
+static float *tile_scales(const hr_packed_layer *packed)
+{
+    const hr_packed *k = &packed->k, *v = &packed->v;
+    const int64_t tiles = v->total_slots / HR_SM90_TILE_KV;
+    const bool v_by_token = v->recipe.dtype == HR_DTYPE_I8;
+    float *scales = aligned_alloc(64, (size_t)(k->num_heads * tiles + 1) * HR_SM90_TILE_SCALES * 4);
+    cr_assert_not_null(scales);
+    for (int32_t head = 0; head < k->num_heads; head++)
+        for (int32_t b = 0; b < k->batch; b++) {
+            const int64_t first = v->slot_offset[b] / HR_SM90_TILE_KV;
+            const int64_t end = v->slot_offset[b + 1] / HR_SM90_TILE_KV;
+            const int32_t length = k->cu_seqlens[b + 1] - k->cu_seqlens[b];
+            for (int64_t i = 0; i < (end - first) * HR_SM90_TILE_KV; i++) {
+                float *tile =
+                    scales + (head * tiles + first + i / HR_SM90_TILE_KV) * HR_SM90_TILE_SCALES;
+                float k_scale = 1, v_scale = 1;
+                if (i < length)
+                    k_scale = k->scale[hr_scale_offset(k, head, b) + hr_scale_step(k, i)];
+                if (i < length && v_by_token)
+                    v_scale = v->scale[hr_scale_offset(v, head, b) + hr_scale_step(v, i)];
+                hr_sm90_set_tile_scale(tile, (int)(i % HR_SM90_TILE_KV), k_scale, v_scale);
+            }
+        }
+    return scales;
+}
+
+static hr_sm90_scale scale_of(const hr_packed *packed)
+{
+    hr_sm90_scale scale = {packed->scale, 0, 0};
+    switch (packed->recipe.granularity) {
+    case HR_GRANULARITY_NONE:
+        scale.base = NULL;
+        break;
+    case HR_GRANULARITY_TENSOR:
+        break;
+    case HR_GRANULARITY_HEAD:
+        scale.head_stride = 1;
+        break;
+    case HR_GRANULARITY_TOKEN:
+        scale.head_stride = packed->total_tokens;
+        scale.stride = 1;
+        break;
+    case HR_GRANULARITY_CHANNEL:
+        scale.head_stride = packed->head_dim;
+        scale.stride = 1;
+        break;
+    default:
+        cr_assert_fail("the Hopper kernels do not take scales by %s",
+                       hr_granularity_name(packed->recipe.granularity));
+    }
+    return scale;
+}
+
+static int32_t limit(int32_t window)
+{
+    return window < 0 ? INT32_MAX : window;
+}
+
+/* Everything but the output. tile_offsets [batch + 1] is filled. */
+static hr_sm90_args make_args(const check_case *test, const hr_packed_layer *packed,
+                              const float *tiles, int32_t *tile_offsets)
+{
+    const hr_attention_problem *problem = &test->problem;
+    const hr_packed *q = &packed->q, *k = &packed->k, *v = &packed->v;
+    for (int32_t b = 0; b <= problem->batch; b++)
+        tile_offsets[b] = (int32_t)(v->slot_offset[b] / HR_SM90_TILE_KV);
+    hr_sm90_args args = {
+        .q = q->codes,
+        .k = k->codes,
+        .v = v->codes,
+        .q_head_bytes = (int64_t)q->head_bytes,
+        .k_head_bytes = (int64_t)k->head_bytes,
+        .v_head_bytes = (int64_t)v->head_bytes,
+        .total_q = q->total_tokens,
+        .total_kv = k->total_tokens,
+        .kv_tiles = v->total_slots / HR_SM90_TILE_KV,
+        .batch = problem->batch,
+        .num_heads = problem->num_heads,
+        .num_kv_heads = problem->num_kv_heads,
+        .head_dim = problem->head_dim,
+        .cu_seqlens_q = problem->cu_seqlens_q,
+        .cu_seqlens_kv = problem->cu_seqlens_kv,
+        .kv_tile_offset = tile_offsets,
+        .max_seqlen_q = hr_longest_sequence(problem->cu_seqlens_q, problem->batch),
+        .max_seqlen_kv = hr_longest_sequence(problem->cu_seqlens_kv, problem->batch),
+        .q_scale = scale_of(q),
+        .tile_scale = tiles,
+        .softmax_scale = problem->softmax_scale,
+        .softcap = problem->softcap,
+        .lse_bias = q->lse_bias,
+        .sinks = problem->sinks,
+        .window_left = limit(problem->mask.window_left),
+        .window_right = problem->mask.causal ? 0 : limit(problem->mask.window_right),
+    };
+    if (k->recipe.dtype == HR_DTYPE_E4M3) args.k_scale = scale_of(k);
+    if (v->recipe.dtype == HR_DTYPE_E4M3) args.v_scale = scale_of(v);
+    return args;
+}
+
+/*
+ * Constants of check_bound.h for these kernels. ex2.approx is right to 2^-22, twice a weight in
+ * int8 (tile and running maximum), and log2 of V's scale by token, up to 16 in magnitude, adds
+ * 2^-21 of its own rounding and 16 u when it joins the exponent. U8 P is 255 at the tile's own
+ * largest weight; E4M3 P is 448 at the running maximum, so that its smallest step is relative to
+ * the largest weight of all keys.
+ */
+static error_model model_for(hopper_model kernel, int32_t head_dim)
+{
+    error_model model = {.tile_kv = 128, .dot_terms = head_dim, .exp_error = 0x1p-22};
+    switch (kernel) {
+    case HOPPER_BF16:
+        model.p_relative = 0x1p-8;
+        break;
+    case HOPPER_INT8_FP8:
+    case HOPPER_FP8:
+        if (kernel == HOPPER_INT8_FP8) model.dot_terms = 0;
+        model.p_relative = 0x1p-4;
+        model.p_absolute = 0x1p-10 / 448;
+        model.p_running = true;
+        break;
+    case HOPPER_INT8:
+        model.dot_terms = 0;
+        model.exp_error = 0x1p-21 + 0x1p-21 + 16 * UNIT;
+        model.p_absolute = 0.5 / 255;
+        model.fold_v = true;
+        break;
+    }
+    return model;
+}
+
+static double square_sum(const double *x, size_t count)
+{
+    double sum = 0;
+    for (size_t i = 0; i < count; i++)
+        sum += x[i] * x[i];
+    return sum;
+}
+
+/* O's root mean square distance from `reference`, over reference's. */
+static double relative_l2(const check_case *test, const guarded_output *output,
+                          const double *reference)
+{
+    const check_shape *shape = &test->shape;
+    const int64_t rows = (int64_t)shape->cu_seqlens_q[shape->batch] * shape->num_heads;
+    double sum = 0;
+    for (int64_t row = 0; row < rows; row++)
+        for (int32_t c = 0; c < shape->head_dim; c++) {
+            double error =
+                (double)o_row(output, row / shape->num_heads, row % shape->num_heads)[c] -
+                reference[row * shape->head_dim + c];
+            sum += error * error;
+        }
+    double size = square_sum(reference, (size_t)(rows * shape->head_dim));
+    return size > 0 ? sqrt(sum / size) : 0;
+}
+
+static double total_error(const check_case *test, const guarded_output *output)
+{
+    const int64_t rows = test->q.shape[0] * test->q.shape[1];
+    double *o = allocate((size_t)(rows * test->shape.head_dim), sizeof *o);
+    cr_assert_eq(hr_reference_attention(&test->problem, &test->q, &test->k, &test->v, o, NULL),
+                 HR_OK, "%s", hr_last_error());
+    double error = relative_l2(test, output, o);
+    free(o);
+    return error;
+}
+
+/* BF16 O of the launch to the guarded FP32 one; the bound grows by one rounding. */
+static void widen_output(check_case *test, const guarded_output *output, const uint16_t *o)
+{
+    const check_shape *shape = &test->shape;
+    const int64_t rows = (int64_t)shape->cu_seqlens_q[shape->batch] * shape->num_heads;
+    for (int64_t i = 0; i < rows * shape->head_dim; i++) {
+        const int64_t row = i / shape->head_dim;
+        const uint32_t bits = (uint32_t)o[i] << 16;
+        float *to = o_row(output, row / shape->num_heads, row % shape->num_heads);
+        memcpy(&to[i % shape->head_dim], &bits, sizeof bits);
+        test->o_bound[i] = test->o_bound[i] * (1 + 0x1p-8) + fabs(test->o[i]) * 0x1p-8;
+    }
+}
+
+hopper_result hopper_run_case(const hopper_case *wanted, hopper_kernel kernel, hopper_model model)
+{
+    check_case test = {.shape = parse_shape(wanted->shape, 128, 128),
+                       .fill = (check_fill)wanted->fill,
+                       .features = wanted->features,
+                       .seed = wanted->seed};
+    cr_assert_eq(hr_recipe_parse(wanted->recipe, &test.recipe), HR_OK, "%s", hr_last_error());
+    make_case(&test);
+    char text[512];
+    describe_case(&test, text);
+
+    const hr_layer_layouts layouts = {HR_LAYOUT_ROWS, HR_LAYOUT_ROWS, HR_LAYOUT_SM90_V};
+    hr_packed_layer packed;
+    pack_case(&test, &layouts, &packed);
+    answer_case(&test, &packed);
+    compute_bound(&(bound_input){.problem = &test.problem,
+                                 .packed = &packed,
+                                 .model = model_for(model, test.shape.head_dim),
+                                 .q = test.dequantized[0],
+                                 .k = test.dequantized[1],
+                                 .v = test.dequantized[2],
+                                 .lse = test.lse,
+                                 .o_bound = test.o_bound,
+                                 .lse_bound = test.lse_bound});
+
+    guarded_output output = make_output(&test.shape);
+    const int64_t rows = packed.q.total_tokens * packed.q.num_heads;
+    uint16_t *o16 = allocate((size_t)(rows * packed.q.head_dim), sizeof *o16);
+    float *tiles = packed.k.recipe.dtype == HR_DTYPE_I8 ? tile_scales(&packed) : NULL;
+    int32_t tile_offsets[SHAPE_BATCH + 1];
+    hr_sm90_args args = make_args(&test, &packed, tiles, tile_offsets);
+    args.multiprocessors = wanted->multiprocessors ? wanted->multiprocessors : 3;
+    args.o = output.o.data;
+    args.o_token_stride = output.o.stride[0];
+    args.o_head_stride = output.o.stride[1];
+    if (wanted->bf16_output) {
+        args.o_is_bf16 = 1;
+        args.o = o16;
+        args.o_token_stride = (int64_t)packed.q.num_heads * packed.q.head_dim;
+        args.o_head_stride = packed.q.head_dim;
+    }
+    args.lse = output.lse.data;
+    args.lse_token_stride = output.lse.stride[0];
+    args.lse_head_stride = output.lse.stride[1];
+
+    hopper_set_options(wanted->schedule, wanted->seed, wanted->fp22);
+    int error = kernel(&args);
+    cr_assert_eq(error, 0, "error %d, schedule %d: %s\n%s", error, wanted->schedule, text,
+                 hopper_report_text());
+    if (wanted->bf16_output) widen_output(&test, &output, o16);
+    cr_assert(guards_intact(&output, &test.shape), "wrote outside O and LSE: %s", text);
+    const comparison worst = compare_output(&test, &output);
+    cr_expect(worst.o <= 1 && worst.lse <= 1,
+              "O is %g of its bound (token %lld, head %lld, channel %lld), LSE %g: %s", worst.o,
+              (long long)worst.token, (long long)worst.head, (long long)worst.channel, worst.lse,
+              text);
+    hopper_result result = {relative_l2(&test, &output, test.o), total_error(&test, &output),
+                            worst.o, worst.lse};
+    free(output.memory);
+    free(o16);
+    free(tiles);
+    hr_packed_layer_free(&packed);
+    free_case(&test);
+    return result;
+}
+
+static const char *const shapes[] = {
+    /* One row, one key; both sides of a tile; primes. */
+    "1 1 128 q=1 kv=1",
+    "1 1 64 q=1 kv=127",
+    "2 1 128 q=127 kv=129",
+    "1 1 64 q=129 kv=3K+1",
+    "1 1 128 q=131 kv=2K-1",
+    /* All rows of the ring reused, several items a block. */
+    "3 1 64 q=200 kv=6K",
+    "2 2 128 q=257 kv=5K+17",
+    /* Groups of query heads. */
+    "4 2 64 q=97 kv=211",
+    "8 1 128 q=16 kv=300",
+    /* More queries than keys: rows without keys under a causal mask. */
+    "1 1 64 q=300 kv=70",
+    "2 2 128 q=139 kv=5",
+    /* Sequences of unequal lengths, some empty. */
+    "2 1 64 q=5,0,130,64 kv=140,33,0,256",
+    "1 1 128 q=1,129,40 kv=257,1,128",
+    /* Other head_dim: by the next tile up. */
+    "1 1 96 q=67 kv=200",
+    "2 1 32 q=40 kv=150",
+    "1 1 256 q=70 kv=3K+5",
+    "2 1 256 q=129,3 kv=130,400",
+    "1 1 192 q=50 kv=2K+3",
+};
+enum { SHAPE_COUNT = sizeof shapes / sizeof shapes[0] };
+
+void hopper_run_shapes(const char *recipe, hopper_kernel kernel, hopper_model model, int first,
+                       int step)
+{
+    static const uint32_t features[] = {
+        0,
+        HR_FEATURE_CAUSAL,
+        HR_FEATURE_WINDOW,
+        HR_FEATURE_CAUSAL | HR_FEATURE_SINKS,
+        HR_FEATURE_CAUSAL | HR_FEATURE_WINDOW | HR_FEATURE_SOFTCAP,
+        HR_FEATURE_SOFTCAP,
+        HR_FEATURE_WINDOW | HR_FEATURE_SINKS | HR_FEATURE_SOFTCAP,
+    };
+    enum { FEATURES = sizeof features / sizeof features[0], FILLS_A_SHAPE = 4 };
+    double worst_o = 0, worst_lse = 0;
+    for (int shape = first; shape < SHAPE_COUNT; shape += step)
+        for (int i = 0; i < FILLS_A_SHAPE; i++) {
+            const int number = shape * FILLS_A_SHAPE + i;
+            const hopper_case test = {.recipe = recipe,
+                                      .shape = shapes[shape],
+                                      .features = features[(shape + 2 * i) % FEATURES],
+                                      .fill = number % FILL_COUNT,
+                                      .seed = (uint64_t)number + 1,
+                                      .multiprocessors = 1 + number % 3,
+                                      .schedule = (number + shape) % 3,
+                                      .bf16_output = number % 5 == 4};
+            const hopper_result result = hopper_run_case(&test, kernel, model);
+            worst_o = fmax(worst_o, result.worst_o);
+            worst_lse = fmax(worst_lse, result.worst_lse);
+        }
+    fprintf(stderr, "%s: O at most %.3f of its bound, LSE %.3f\n", recipe, worst_o, worst_lse);
+}
