@@ -285,7 +285,8 @@ static hr_status audit_layer(audit_work *work, int32_t at)
     hr_recording_layer layer;
     HR_TRY(find_layer(work, at, &layer));
     hr_audit_reference reference;
-    hr_status status = hr_audit_reference_create(&work->info, &layer, &reference);
+    hr_status status =
+        hr_audit_reference_create(&work->info, &layer, work->options->mask, &reference);
     if (status != HR_OK) {
         hr_fail_in(status, "layer %d", layer.layer);
     } else {
@@ -380,6 +381,12 @@ hr_status hr_audit_run(const hr_recording *recording, const hr_audit_options *op
     audit->recording = work.info;
     audit->top_k = work.top_k;
     audit->threads = work.threads;
+    audit->masked = options->mask != NULL;
+    if (options->mask) audit->mask = *options->mask;
+    if (audit->mask.blocks) audit->blocks = *audit->mask.blocks;
+    audit->mask.blocks = NULL;
+    audit->blocks.row_begin = NULL;
+    audit->blocks.columns = NULL;
     hr_status status = run_audit(&work);
     for (int32_t c = 0; c < audit->config_count; c++) {
         hr_profile_free(work.states[c].profile);

@@ -29,7 +29,7 @@ typedef struct hr_audit_reference {
 } hr_audit_reference;
 
 hr_status hr_audit_reference_create(const hr_recording_info *info, const hr_recording_layer *layer,
-                                    hr_audit_reference *out) HR_NODISCARD;
+                                    const hr_mask *mask, hr_audit_reference *out) HR_NODISCARD;
 void hr_audit_reference_free(hr_audit_reference *reference);
 
 /* One config on one layer: packed operands, plan and output, kept while the layer is timed. */

@@ -310,6 +310,19 @@ static json_t *machine_object(builder *b)
     return object;
 }
 
+static json_t *mask_object(builder *b)
+{
+    const hr_mask *mask = &b->audit->mask;
+    const hr_block_mask *blocks = &b->audit->blocks;
+    json_t *object = json_object();
+    set(b, object, "window_left", json_integer(mask->window_left));
+    set(b, object, "window_right", json_integer(mask->window_right));
+    set(b, object, "keep", json_integer(mask->keep));
+    set(b, object, "block_q", json_integer(blocks->block_q));
+    set(b, object, "block_kv", json_integer(blocks->block_kv));
+    return object;
+}
+
 static json_t *recording_object(builder *b)
 {
     const hr_recording_info *recording = &b->audit->recording;
@@ -332,6 +345,7 @@ static json_t *recording_object(builder *b)
     set(b, object, "causal", json_boolean(recording->causal));
     set(b, object, "softmax_scale", json_real(recording->softmax_scale));
     set(b, object, "rope", json_string(recording->rope));
+    set(b, object, "mask", b->audit->masked ? mask_object(b) : json_null());
     set(b, object, "layers", layers);
     return object;
 }

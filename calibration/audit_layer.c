@@ -58,7 +58,7 @@ static hr_tensor f32_view(const hr_tensor *like, float *data)
 }
 
 hr_status hr_audit_reference_create(const hr_recording_info *info, const hr_recording_layer *layer,
-                                    hr_audit_reference *out)
+                                    const hr_mask *mask, hr_audit_reference *out)
 {
     *out = (hr_audit_reference){.q = layer->q, .k = layer->k, .v = layer->v};
     hr_attention_problem *problem = &out->problem;
@@ -66,6 +66,7 @@ hr_status hr_audit_reference_create(const hr_recording_info *info, const hr_reco
     problem->batch = info->batch;
     problem->cu_seqlens_q = problem->cu_seqlens_kv = info->cu_seqlens;
     problem->softmax_scale = info->softmax_scale;
+    if (mask) problem->mask = *mask;
     problem->mask.causal = info->causal;
 
     int64_t rows = (int64_t)info->total_tokens * layer->num_heads;

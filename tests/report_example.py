@@ -312,6 +312,7 @@ def make_report(num_layers=6, num_heads=12, rows=None, nonfinite_head=None, seed
             "total_tokens": TOKENS,
             "batch": 4,
             "causal": False,
+            "mask": None,
             "softmax_scale": 0.1767767,
             "rope": "none",
             "layers": [

@@ -95,6 +95,48 @@ class Stages(CliTest):
             self.assertEqual((o["dtype"], o["shape"]), ("F32", [24, 4, 16]))
             self.assertEqual((lse["dtype"], lse["shape"]), ("F32", [24, 4]))
 
+    def test_masks(self):
+        out = self.dir / "out.safetensors"
+        blocks = self.dir / "blocks.json"
+        blocks.write_text('{"block_q": 12, "block_kv": 8, "heads": 1, "columns": [[0], []]}')
+        outputs = set()
+        for mask in (
+            (),
+            ("--window", "3,0"),
+            ("--window", "3,0", "--keep", 2),
+            ("--block-sparse", "longformer:block=4,window=1,global=0"),
+            ("--block-sparse", "bigbird:block=2,window=0,global=0,random=1,seed=9"),
+            ("--block-sparse", blocks),
+        ):
+            with self.subTest(mask):
+                text = self.ok("run", self.rec, "--recipe", "bf16", "--check", *mask, "-o", out)
+                self.assertLess(float(text.stdout.splitlines()[3].split()[1]), 0.01)
+                outputs.add(out.read_bytes())
+        self.assertEqual(len(outputs), 6, "two masks gave the same output")
+        self.ok("audit", self.rec, "--repeats", 1, "--recipe", "int8", "--window", "3,0",
+                "--block-sparse", "longformer:block=4", "-o", self.dir / "masked")
+        report = json.loads((self.dir / "masked/report.json").read_text())
+        self.assertEqual(report["recording"]["mask"], {"window_left": 3, "window_right": 0,
+                                                       "keep": 0, "block_q": 4, "block_kv": 4})
+        run = ("run", self.rec, "--recipe", "bf16", "-o", out)
+        for code, mask, message in (
+            (2, ("--window", "3"), 'is "3"; it takes two numbers'),
+            (2, ("--window", "-2,0"), "numbers of -1 or more"),
+            (2, ("--keep", "-1"), "--keep is"),
+            (2, ("--block-sparse", "longformer:random=1"), "is not one of block=N"),
+            (1, ("--block-sparse", "bigbird:block=0"), "must be at least 1"),
+            (1, ("--block-sparse", self.dir / "none.json"), "neither a pattern"),
+            (2, ("--block-sparse", "bigbird:block=4", "--window", "2,0x"), "two numbers"),
+        ):
+            with self.subTest(message):
+                self.fails(code, *run, *mask, says=message)
+        blocks.write_text('{"block_q": 12, "block_kv": 8, "heads": 1, "columns": [[9], []]}')
+        self.fails(1, *run, "--block-sparse", blocks, says="has 3 blocks of keys")
+        blocks.write_text('{"block_q": 12, "block_kv": 8, "heads": 1, "columns": [[0], [1.5]]}')
+        self.fails(1, *run, "--block-sparse", blocks, says="columns[1][0] is not")
+        blocks.write_text('{"block_q": 12}')
+        self.fails(1, *run, "--block-sparse", blocks, says="it must have the numbers")
+
     def test_layers_selects(self):
         out = self.dir / "out.safetensors"
         document = json.loads(
@@ -125,6 +167,15 @@ class Stages(CliTest):
                 "--repeats", 2, "--kv-heads", 2,
             ).stdout
         )["rows"]
+        self.assertEqual({row["density"] for row in rows}, {1})
+        masked = json.loads(
+            self.ok(
+                "bench", "--json", "--filter", "*bf16_portable/d64*", "--seqlen-q", 128,
+                "--repeats", 1, "--mask", "full", "--block-sparse",
+                "longformer:block=32,window=0,global=0",
+            ).stdout
+        )["rows"]
+        self.assertEqual([row["density"] for row in masked], [0.25])
         self.assertEqual([row["causal"] for row in rows], [False, True])
         wanted = (
             "kernel isa recipe head_dim seqlen_q seqlen_kv num_heads num_kv_heads causal threads "

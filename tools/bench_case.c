@@ -53,8 +53,9 @@ bool bench_case_name(bench_case *c)
     for (int i = 0; i < hr_recipe_preset_count(); i++) {
         c->recipe = *hr_recipe_preset(i);
         if (!serves(c->kernel, &c->recipe, c->head_dim, c->seqlen_q)) continue;
-        snprintf(c->name, sizeof c->name, "%s/d%d/q%d/kv%d/%s", c->kernel->name, c->head_dim,
-                 c->seqlen_q, c->seqlen_kv, c->causal ? "causal" : "full");
+        snprintf(c->name, sizeof c->name, "%s/d%d/q%d/kv%d/%s%s", c->kernel->name, c->head_dim,
+                 c->seqlen_q, c->seqlen_kv, c->causal ? "causal" : "full",
+                 c->mask->given ? "/masked" : "");
         return true;
     }
     return false;
@@ -64,6 +65,7 @@ bool bench_case_name(bench_case *c)
 typedef struct job {
     hr_recipe recipe;
     hr_attention_problem problem;
+    hr_block_mask blocks;
     int32_t cu_q[2], cu_kv[2];
     float *q, *k, *v, *o;
     hr_plan *plan;
@@ -75,6 +77,7 @@ typedef struct job {
 static void job_free(job *j)
 {
     hr_plan_free(j->plan);
+    hr_block_mask_free(&j->blocks);
     hr_packed_layer_free(&j->packed);
     for (int32_t i = 0; i < j->copies; i++) {
         hr_packed_free(&j->copy[i].k);
@@ -155,8 +158,9 @@ static hr_status pack(job *j, const hr_tensor *q, const hr_tensor *k, const hr_t
     return status;
 }
 
-static int job_create(job *j, const bench_case *c, const hr_recipe *recipe, const char *kernel,
-                      int32_t heads, int32_t kv_heads, int32_t threads)
+/* `mask`: NULL for none but causality. */
+static int job_create(job *j, const bench_case *c, const cli_mask *mask, const hr_recipe *recipe,
+                      const char *kernel, int32_t heads, int32_t kv_heads, int32_t threads)
 {
     hr_attention_problem_init(&j->problem, heads, kv_heads, c->head_dim);
     j->recipe = *recipe;
@@ -164,7 +168,8 @@ static int job_create(job *j, const bench_case *c, const hr_recipe *recipe, cons
     j->problem.cu_seqlens_q = j->cu_q;
     j->problem.cu_seqlens_kv = j->cu_kv;
     j->problem.mask.causal = c->causal;
-    int code = fill(j, c, heads, kv_heads);
+    int code = mask ? cli_mask_apply(mask, &j->problem, &j->blocks) : CLI_OK;
+    if (code == CLI_OK) code = fill(j, c, heads, kv_heads);
     if (code != CLI_OK) return code;
     hr_plan_options plan_options = {.kernel = kernel, .threads = threads};
     if (hr_plan_create(&j->problem, recipe, &plan_options, &j->plan) != HR_OK)
@@ -236,8 +241,12 @@ static int check_output(job *j, const char *name, hr_error *error)
 static int check_case(const bench_case *c, int32_t threads, hr_error *error)
 {
     const int32_t longest = c->kernel->max_seqlen_q;
+    /* A mask from a file is for the case's own lengths. */
+    const bool from_file = c->mask->block_sparse && !strchr(c->mask->block_sparse, ':');
+    const cli_mask *mask = from_file ? NULL : c->mask;
     job j = {.cu_q = {0, longest ? longest : CHECK_TOKENS}, .cu_kv = {0, CHECK_TOKENS}};
-    int code = job_create(&j, c, &c->recipe, c->kernel->name, CHECK_HEADS, CHECK_HEADS, threads);
+    int code =
+        job_create(&j, c, mask, &c->recipe, c->kernel->name, CHECK_HEADS, CHECK_HEADS, threads);
     if (code == CLI_OK) code = check_output(&j, c->name, error);
     job_free(&j);
     if (code == CLI_OK && !(error->rel_l2 <= CHECK_LIMIT))
@@ -259,16 +268,23 @@ static double median(double *values, int32_t n)
 }
 
 /* What one repeat measures. */
-enum { SECONDS, BASELINE, ROOF, RATIO, READ, READ_RATIO, COLUMNS };
+enum { SECONDS, BASELINE, DENSE, ROOF, RATIO, READ, READ_RATIO, COLUMNS };
 
 static double kv_bytes(const job *j)
 {
     return (double)(hr_packed_bytes(&j->packed.k) + hr_packed_bytes(&j->packed.v));
 }
 
-static int sample(const bench_case *c, bench_state *state, job *kernel, job *baseline,
-                  double *columns[COLUMNS], int32_t r)
+/* The kernel, the bf16 kernel and the kernel without the mask's options; the latter two may be
+ * without a plan, and are then not run. */
+typedef struct jobs {
+    job kernel, baseline, dense;
+} jobs;
+
+static int sample(const bench_case *c, bench_state *state, jobs *all, double *columns[COLUMNS],
+                  int32_t r)
 {
+    job *kernel = &all->kernel;
     hr_peak_kind kind = c->kernel->p_dtype == HR_DTYPE_U8 ? HR_PEAK_INT8 : HR_PEAK_FP32;
     double flops = hr_plan_flops(kernel->plan);
     columns[ROOF][r] = hr_peak_gops(kind, state->threads);
@@ -277,13 +293,14 @@ static int sample(const bench_case *c, bench_state *state, job *kernel, job *bas
     if (code != CLI_OK) return code;
     columns[RATIO][r] = 1e-9 * flops / columns[SECONDS][r] / columns[ROOF][r];
     columns[READ_RATIO][r] = 1e-9 * kv_bytes(kernel) / columns[SECONDS][r] / columns[READ][r];
-    if (!baseline->plan) return CLI_OK;
-    return job_run(baseline, c->name, &columns[BASELINE][r]);
+    if (all->baseline.plan) code = job_run(&all->baseline, c->name, &columns[BASELINE][r]);
+    if (code == CLI_OK && all->dense.plan) code = job_run(&all->dense, c->name, &columns[DENSE][r]);
+    return code;
 }
 
-static int time_case(const bench_case *c, bench_state *state, job *kernel, job *baseline,
-                     bench_result *out)
+static int time_case(const bench_case *c, bench_state *state, jobs *all, bench_result *out)
 {
+    job *kernel = &all->kernel;
     int32_t n = state->repeats;
     double *samples = calloc((size_t)n * COLUMNS, sizeof *samples), *columns[COLUMNS], warm_up;
     if (!samples) return cli_fail("out of memory for %s", c->name);
@@ -291,7 +308,7 @@ static int time_case(const bench_case *c, bench_state *state, job *kernel, job *
         columns[i] = samples + (ptrdiff_t)i * n;
     int code = job_run(kernel, c->name, &warm_up);
     for (int32_t r = 0; r < n && code == CLI_OK; r++)
-        code = sample(c, state, kernel, baseline, columns, r);
+        code = sample(c, state, all, columns, r);
     if (code == CLI_OK) {
         double seconds = median(columns[SECONDS], n);
         out->repeats = n;
@@ -305,9 +322,12 @@ static int time_case(const bench_case *c, bench_state *state, job *kernel, job *
         out->kv_gbps = 1e-9 * kv_bytes(kernel) / seconds;
         out->roof_gbps = median(columns[READ], n);
         out->kv_ratio = median(columns[READ_RATIO], n);
-        out->x_bf16 = baseline->plan                        ? median(columns[BASELINE], n) / seconds
+        out->x_bf16 = all->baseline.plan                    ? median(columns[BASELINE], n) / seconds
                       : c->kernel->q_dtype == HR_DTYPE_BF16 ? 1
                                                             : NAN;
+        const job *dense = all->dense.plan ? &all->dense : kernel;
+        out->density = hr_plan_flops(kernel->plan) / hr_plan_flops(dense->plan);
+        out->x_dense = all->dense.plan ? median(columns[DENSE], n) / seconds : 1;
     }
     free(samples);
     return code;
@@ -319,21 +339,27 @@ int bench_case_run(const bench_case *c, bench_state *state, bench_result *out)
     state->cases++;
     int code = check_case(c, state->threads, &out->check);
     if (code != CLI_OK) return code;
-    job kernel = {.cu_q = {0, c->seqlen_q}, .cu_kv = {0, c->seqlen_kv}};
-    job baseline = kernel;
-    code = job_create(&kernel, c, &c->recipe, c->kernel->name, c->num_heads, c->num_kv_heads,
-                      state->threads);
-    if (code == CLI_OK) code = copy_operands(&kernel, c->name, state->cold_bytes);
+    const job lengths = {.cu_q = {0, c->seqlen_q}, .cu_kv = {0, c->seqlen_kv}};
+    jobs all = {lengths, lengths, lengths};
+    code = job_create(&all.kernel, c, c->mask, &c->recipe, c->kernel->name, c->num_heads,
+                      c->num_kv_heads, state->threads);
+    if (code == CLI_OK) code = copy_operands(&all.kernel, c->name, state->cold_bytes);
+    if (code == CLI_OK && c->mask->given) {
+        code = job_create(&all.dense, c, NULL, &c->recipe, c->kernel->name, c->num_heads,
+                          c->num_kv_heads, state->threads);
+        if (code == CLI_OK) code = copy_operands(&all.dense, c->name, state->cold_bytes);
+    }
     hr_recipe bf16;
     if (code == CLI_OK && c->kernel->q_dtype != HR_DTYPE_BF16) {
         if (hr_recipe_parse("bf16", &bf16) != HR_OK) code = cli_fail_library(c->name);
         if (code == CLI_OK)
-            code = job_create(&baseline, c, &bf16, NULL, c->num_heads, c->num_kv_heads,
+            code = job_create(&all.baseline, c, c->mask, &bf16, NULL, c->num_heads, c->num_kv_heads,
                               state->threads);
-        if (code == CLI_OK) code = copy_operands(&baseline, c->name, state->cold_bytes);
+        if (code == CLI_OK) code = copy_operands(&all.baseline, c->name, state->cold_bytes);
     }
-    if (code == CLI_OK) code = time_case(c, state, &kernel, &baseline, out);
-    job_free(&kernel);
-    job_free(&baseline);
+    if (code == CLI_OK) code = time_case(c, state, &all, out);
+    job_free(&all.kernel);
+    job_free(&all.baseline);
+    job_free(&all.dense);
     return code;
 }

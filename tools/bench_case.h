@@ -5,14 +5,15 @@
 #ifndef HEADROOM_BENCH_CASE_H
 #define HEADROOM_BENCH_CASE_H
 
-#include "cli.h"
+#include "mask_option.h"
 
 typedef struct bench_case {
     const hr_kernel_info *kernel;
     int32_t head_dim, seqlen_q, seqlen_kv, num_heads, num_kv_heads;
     bool causal;
-    hr_recipe recipe; /* set by bench_case_name */
-    char name[128];   /* likewise */
+    const cli_mask *mask; /* what else hides keys */
+    hr_recipe recipe;     /* set by bench_case_name */
+    char name[128];       /* likewise */
 } bench_case;
 
 typedef struct bench_result {
@@ -25,6 +26,8 @@ typedef struct bench_result {
     double roof_gbps;  /* streaming read */
     double kv_ratio;   /* median over repeats of kv_gbps / the streaming read beside it */
     double x_bf16;     /* median of the bf16 kernel on this shape / this median; NaN when not run */
+    double density;    /* pairs that the options of mask leave, of those without them */
+    double x_dense;    /* median of this kernel without them / this median; 1 without options */
     hr_error check;    /* e_kernel on the small problem */
 } bench_result;
 

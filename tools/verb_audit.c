@@ -11,12 +11,14 @@
 #include <unistd.h>
 
 #include "layer_input.h"
+#include "mask_option.h"
 #include "report_page.h"
 
 enum { LIST_MAX = 64, KEY_BUDGET = 256, KEY_REPEATS };
 
 typedef struct audit_arguments {
     cli_common common;
+    cli_mask mask;
     cli_files files; /* recipe is the list */
     char *observers;
     double budget;
@@ -44,6 +46,7 @@ static error_t parse(int key, char *text, struct argp_state *state)
     char *end;
     switch (key) {
     case ARGP_KEY_INIT:
+        state->child_inputs[1] = &arguments->mask;
         return cli_child_input(state, &arguments->common);
     case 'b':
         arguments->observers = text;
@@ -256,12 +259,28 @@ static int publish(const audit_arguments *arguments, const hr_audit *audit)
     return code;
 }
 
+/* The mask of a recording's lengths; kept by the caller as long as the options are. */
+static int make_mask(const audit_arguments *arguments, const hr_recording *recording, hr_mask *mask,
+                     hr_block_mask *blocks)
+{
+    const hr_recording_info info = hr_recording_get_info(recording);
+    hr_attention_problem problem = {.batch = info.batch,
+                                    .cu_seqlens_q = info.cu_seqlens,
+                                    .cu_seqlens_kv = info.cu_seqlens,
+                                    .mask.causal = info.causal};
+    const int code = cli_mask_apply(&arguments->mask, &problem, blocks);
+    *mask = problem.mask;
+    return code;
+}
+
 static int run_audit(const audit_arguments *arguments, hr_audit_options *audit_options)
 {
     hr_recording *recording = NULL;
     hr_profile *profile = NULL;
     hr_audit *audit = NULL;
     int32_t *layers = NULL;
+    hr_mask mask;
+    hr_block_mask blocks = {0};
     int code = CLI_OK;
     if (hr_recording_open(arguments->files.input, &recording) != HR_OK ||
         (arguments->files.profile && hr_profile_read(arguments->files.profile, &profile) != HR_OK))
@@ -271,6 +290,10 @@ static int run_audit(const audit_arguments *arguments, hr_audit_options *audit_o
     if (code == CLI_OK)
         code =
             cli_select_layers(&arguments->common, recording, &layers, &audit_options->layer_count);
+    if (code == CLI_OK && arguments->mask.given) {
+        code = make_mask(arguments, recording, &mask, &blocks);
+        audit_options->mask = &mask;
+    }
     /* Made before the work, so that an unwritable place is known at once. */
     if (code == CLI_OK) code = make_folder(arguments->files.output);
     audit_options->layers = layers;
@@ -280,6 +303,7 @@ static int run_audit(const audit_arguments *arguments, hr_audit_options *audit_o
     cli_progress_end();
     if (code == CLI_OK) code = publish(arguments, audit);
     hr_audit_free(audit);
+    hr_block_mask_free(&blocks);
     hr_profile_free(profile);
     hr_recording_close(recording);
     free(layers);
@@ -288,7 +312,8 @@ static int run_audit(const audit_arguments *arguments, hr_audit_options *audit_o
 
 int verb_audit(int argc, char **argv)
 {
-    static const struct argp_child children[] = {{&cli_common_argp, 0, NULL, 0}, {0}};
+    static const struct argp_child children[] = {
+        {&cli_common_argp, 0, NULL, 0}, {&cli_mask_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse,
@@ -301,6 +326,7 @@ int verb_audit(int argc, char **argv)
     };
     audit_arguments arguments = {
         .common = cli_common_defaults(),
+        .mask = cli_mask_defaults(),
         .files = {.input_name = "recording", .output_name = "DIR"},
         .budget = 0.05,
     };

@@ -30,6 +30,7 @@ enum {
 
 typedef struct bench_arguments {
     cli_common common;
+    cli_mask mask;
     const char *filter;
     long head_dim[LIST_MAX], seqlen_q[LIST_MAX], seqlen_kv[LIST_MAX];
     int head_dims, seqlens_q, seqlens_kv;
@@ -79,6 +80,7 @@ static error_t parse(int key, char *text, struct argp_state *state)
     bench_arguments *a = state->input;
     switch (key) {
     case ARGP_KEY_INIT:
+        state->child_inputs[1] = &a->mask;
         return cli_child_input(state, &a->common);
     case 'f':
         a->filter = text;
@@ -122,31 +124,34 @@ static error_t parse(int key, char *text, struct argp_state *state)
 
 static json_t *row_object(const bench_case *c, const bench_result *r)
 {
-    return json_pack("{ss ss ss ss si si si si si sb si si so so so so so so so so so so so}",
-                     "case", c->name, "kernel", c->kernel->name, "isa", hr_isa_name(c->kernel->isa),
-                     "recipe", c->recipe.name, "head_dim", c->head_dim, "seqlen_q", c->seqlen_q,
-                     "seqlen_kv", c->seqlen_kv, "num_heads", c->num_heads, "num_kv_heads",
-                     c->num_kv_heads, "causal", c->causal, "threads", r->threads, "repeats",
-                     r->repeats, "median_ms", cli_figure(r->median_ms), "min_ms",
-                     cli_figure(r->min_ms), "max_ms", cli_figure(r->max_ms), "gops",
-                     cli_figure(r->gops), "roof_gops", cli_figure(r->roof_gops), "roof_ratio",
-                     cli_figure(r->roof_ratio), "kv_gbps", cli_figure(r->kv_gbps), "roof_gbps",
-                     cli_figure(r->roof_gbps), "kv_ratio", cli_figure(r->kv_ratio), "x_bf16",
-                     cli_figure(r->x_bf16), "check_rel_l2", cli_figure(r->check.rel_l2));
+    return json_pack(
+        "{ss ss ss ss si si si si si sb si si so so so so so so so so so so so so so}", "case",
+        c->name, "kernel", c->kernel->name, "isa", hr_isa_name(c->kernel->isa), "recipe",
+        c->recipe.name, "head_dim", c->head_dim, "seqlen_q", c->seqlen_q, "seqlen_kv", c->seqlen_kv,
+        "num_heads", c->num_heads, "num_kv_heads", c->num_kv_heads, "causal", c->causal, "threads",
+        r->threads, "repeats", r->repeats, "median_ms", cli_figure(r->median_ms), "min_ms",
+        cli_figure(r->min_ms), "max_ms", cli_figure(r->max_ms), "gops", cli_figure(r->gops),
+        "roof_gops", cli_figure(r->roof_gops), "roof_ratio", cli_figure(r->roof_ratio), "kv_gbps",
+        cli_figure(r->kv_gbps), "roof_gbps", cli_figure(r->roof_gbps), "kv_ratio",
+        cli_figure(r->kv_ratio), "x_bf16", cli_figure(r->x_bf16), "density", cli_figure(r->density),
+        "x_dense", cli_figure(r->x_dense), "check_rel_l2", cli_figure(r->check.rel_l2));
 }
 
 static void print_row(const bench_case *c, const bench_result *r)
 {
-    printf("%-52s %9.3f %5.1f%% %8.1f %8.1f %5.1f%% %6.2f %7.2f %7.2f %5.1f%% %9.2e\n", c->name,
+    printf("%-52s %9.3f %5.1f%% %8.1f %8.1f %5.1f%% %6.2f %7.2f %7.2f %5.1f%% %9.2e", c->name,
            r->median_ms, 100 * (r->max_ms - r->min_ms) / r->median_ms, r->gops, r->roof_gops,
            100 * r->roof_ratio, r->x_bf16, r->kv_gbps, r->roof_gbps, 100 * r->kv_ratio,
            r->check.rel_l2);
+    if (c->mask->given) printf(" %6.1f%% %7.2f", 100 * r->density, r->x_dense);
+    putchar('\n');
 }
 
-static void print_heading(void)
+static void print_heading(bool masked)
 {
-    printf("%-52s %9s %6s %8s %8s %6s %6s %7s %7s %6s %9s\n", "case", "ms", "spread", "GOP/s",
-           "peak", "ratio", "x bf16", "KV GB/s", "read", "ratio", "e_kernel");
+    printf("%-52s %9s %6s %8s %8s %6s %6s %7s %7s %6s %9s%s\n", "case", "ms", "spread", "GOP/s",
+           "peak", "ratio", "x bf16", "KV GB/s", "read", "ratio", "e_kernel",
+           masked ? " density x dense" : "");
 }
 
 /* All combinations of the arguments with one kernel, in the order they are printed. */
@@ -166,7 +171,8 @@ static int bench_kernel(const bench_arguments *a, const hr_kernel_info *kernel, 
                                     .seqlen_kv = (int32_t)keys,
                                     .num_heads = (int32_t)a->heads,
                                     .num_kv_heads = (int32_t)a->kv_heads,
-                                    .causal = causal};
+                                    .causal = causal,
+                                    .mask = &a->mask};
                     if (!bench_case_name(&c)) continue;
                     if (a->filter && fnmatch(a->filter, c.name, 0) != 0) continue;
                     bench_result result;
@@ -198,18 +204,22 @@ static int print_result(const bench_state *state, json_t *rows)
 
 int verb_bench(int argc, char **argv)
 {
-    static const struct argp_child children[] = {{&cli_common_argp, 0, NULL, 0}, {0}};
+    static const struct argp_child children[] = {
+        {&cli_common_argp, 0, NULL, 0}, {&cli_mask_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse,
         .doc = "Time the kernels this machine runs on synthetic gaussian inputs, each beside the "
                "machine's own peak measured in between: GOP/s against a register-only multiply-add "
                "loop, and K and V bytes a second against a streaming read. A case is named "
-               "KERNEL/d<head_dim>/q<seqlen_q>/kv<seqlen_kv>/<full|causal>.\v"
+               "KERNEL/d<head_dim>/q<seqlen_q>/kv<seqlen_kv>/<full|causal>, with /masked after it "
+               "when other options hide keys too: then the same kernel without them is timed "
+               "beside it.\v"
                "Example: headroom bench --filter '*int8*' --seqlen-q 1024,4096 --threads 1",
         .children = children,
     };
     bench_arguments arguments = {.common = cli_common_defaults(),
+                                 .mask = cli_mask_defaults(),
                                  .head_dim = {64, 128},
                                  .head_dims = 2,
                                  .seqlen_q = {1024},
@@ -226,7 +236,7 @@ int verb_bench(int argc, char **argv)
     if (hr_isa_mask() == 0) return cli_fail_library(NULL);
     int code = bench_state_init(&state);
     json_t *rows = json_array();
-    if (code == CLI_OK && !arguments.common.json) print_heading();
+    if (code == CLI_OK && !arguments.common.json) print_heading(arguments.mask.given);
     for (int k = 0; k < hr_kernel_count() && code == CLI_OK; k++) {
         const hr_kernel_info *kernel = hr_kernel_at(k);
         if (hr_isa_mask() >> kernel->isa & 1) code = bench_kernel(&arguments, kernel, &state, rows);

@@ -8,9 +8,11 @@
 #include <string.h>
 
 #include "layer_input.h"
+#include "mask_option.h"
 
 typedef struct run_arguments {
     cli_common common;
+    cli_mask mask;
     cli_files files;
     bool check;
 } run_arguments;
@@ -30,6 +32,7 @@ static error_t parse(int key, char *text, struct argp_state *state)
     run_arguments *arguments = state->input;
     switch (key) {
     case ARGP_KEY_INIT:
+        state->child_inputs[1] = &arguments->mask;
         return cli_child_input(state, &arguments->common);
     case 'c':
         arguments->check = true;
@@ -128,7 +131,9 @@ static int run_recording_layer(const run_arguments *arguments, const layer_input
     hr_attention_problem problem;
     hr_plan *plan = NULL;
     hr_packed_layer packed = {0};
+    hr_block_mask blocks = {0};
     int code = layer_input_get(input, index, &layer, &problem);
+    if (code == CLI_OK) code = cli_mask_apply(&arguments->mask, &problem, &blocks);
     if (code == CLI_OK) code = make_plan(arguments, &problem, &input->recipe, &plan);
     if (code == CLI_OK) {
         hr_layer_layouts layouts = hr_plan_layouts(plan);
@@ -138,6 +143,7 @@ static int run_recording_layer(const run_arguments *arguments, const layer_input
     if (code == CLI_OK && arguments->check)
         code = check_layer(&problem, &layer.q, &layer.k, &layer.v, out);
     out->layer = input->layers[index];
+    hr_block_mask_free(&blocks);
     hr_packed_layer_free(&packed);
     hr_plan_free(plan);
     return code;
@@ -189,13 +195,16 @@ static int run_packed_layer(const run_arguments *arguments, const hr_packed_file
     problem.mask.causal = info->causal;
     hr_plan *plan = NULL;
     hr_packed_layer laid_out = {0};
-    int code = make_plan(arguments, &problem, &info->recipe, &plan);
+    hr_block_mask blocks = {0};
+    int code = cli_mask_apply(&arguments->mask, &problem, &blocks);
+    if (code == CLI_OK) code = make_plan(arguments, &problem, &info->recipe, &plan);
     if (code == CLI_OK) {
         hr_layer_layouts layouts = hr_plan_layouts(plan);
         code = relayout(packed, &layouts, &laid_out);
     }
     if (code == CLI_OK) code = run_plan(plan, &laid_out, out);
     if (code == CLI_OK && arguments->check) code = check_packed(&problem, packed, out);
+    hr_block_mask_free(&blocks);
     hr_packed_layer_free(&laid_out);
     hr_plan_free(plan);
     return code;
@@ -327,7 +336,8 @@ static int is_packed(const char *path, bool *packed)
 
 int verb_run(int argc, char **argv)
 {
-    static const struct argp_child children[] = {{&cli_common_argp, 0, NULL, 0}, {0}};
+    static const struct argp_child children[] = {
+        {&cli_common_argp, 0, NULL, 0}, {&cli_mask_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse,
@@ -339,6 +349,7 @@ int verb_run(int argc, char **argv)
     };
     run_arguments arguments = {
         .common = cli_common_defaults(),
+        .mask = cli_mask_defaults(),
         .files = {.input_name = "recording or packed file", .output_name = "OUT"},
     };
     cli_parse(&argp, argc, argv, &arguments);

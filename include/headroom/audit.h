@@ -78,6 +78,9 @@ typedef struct hr_audit {
     hr_audit_config *configs; /* bf16 first */
     int32_t top_k;
     int32_t threads;
+    bool masked;          /* hr_audit_options.mask was given: */
+    hr_mask mask;         /* a copy, without its blocks, */
+    hr_block_mask blocks; /* of which the sizes are here; block_q is 0 when there were none */
     hr_recording_info recording; /* path and model stay owned by the recording */
 } hr_audit;
 
@@ -96,6 +99,11 @@ typedef struct hr_audit_options {
     const hr_profile *profile;
     const int32_t *layers; /* layer numbers, each once; NULL: all */
     int32_t layer_count;
+    /*
+     * What else hides keys: window, keep and blocks (for the recording's lengths; heads 1, or
+     * as all its layers allow). Causality is the recording's. NULL: nothing.
+     */
+    const hr_mask *mask;
     int32_t threads; /* of the timed runs; 0: OpenMP's default, which all else uses */
     int32_t repeats; /* timed runs a config; 0: 7 */
     int32_t top_k;   /* 0: 8 */
