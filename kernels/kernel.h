@@ -79,6 +79,15 @@ static inline int64_t hr_kernel_slot(const hr_kernel_operand *operand, int64_t t
     return operand->pages[page] * operand->page_slots + (token - page * operand->page_size);
 }
 
+/* How many of the `count` tokens from `token` on have slots one after the other. */
+static inline int32_t hr_kernel_run(const hr_kernel_operand *operand, int64_t token, int32_t count)
+{
+    if (!operand->pages) return count;
+    const int64_t page = (int64_t)((uint64_t)token * operand->page_inverse >> operand->page_shift);
+    const int64_t left = (page + 1) * operand->page_size - token;
+    return left < count ? (int32_t)left : count;
+}
+
 /* Keys [begin, end) of a sequence that rows may see: where ranges end, a mask has a gap. */
 typedef struct hr_kernel_range {
     int32_t begin, end;

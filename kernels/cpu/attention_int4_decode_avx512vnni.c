@@ -8,19 +8,24 @@
 
 static void decode_nibbles(const hr_kernel_args *args)
 {
-    integer_decode(args, true);
+    integer_decode(args, CODES_NIBBLES);
 }
 
-#define DEFINE_ENTRY(recipe)                                                                       \
+static void decode_shifted(const hr_kernel_args *args)
+{
+    integer_decode(args, CODES_SHIFTED);
+}
+
+#define DEFINE_ENTRY(recipe, decode)                                                               \
     void hr_attention_##recipe##_decode_avx512vnni(const hr_kernel_args *args)                     \
     {                                                                                              \
-        decode_nibbles(args);                                                                      \
+        decode(args);                                                                              \
     }                                                                                              \
     size_t hr_attention_##recipe##_decode_avx512vnni_scratch(int32_t head_dim)                     \
     {                                                                                              \
         return integer_decode_scratch(head_dim);                                                   \
     }
 
-DEFINE_ENTRY(int4)
-DEFINE_ENTRY(int4_uniform)
-DEFINE_ENTRY(int4_asymmetric)
+DEFINE_ENTRY(int4, decode_nibbles)
+DEFINE_ENTRY(int4_uniform, decode_nibbles)
+DEFINE_ENTRY(int4_asymmetric, decode_shifted)

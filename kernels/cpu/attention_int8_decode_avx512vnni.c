@@ -7,7 +7,7 @@
 
 void hr_attention_int8_decode_avx512vnni(const hr_kernel_args *args)
 {
-    integer_decode(args, false);
+    integer_decode(args, CODES_BYTES);
 }
 
 size_t hr_attention_int8_decode_avx512vnni_scratch(int32_t head_dim)

@@ -1,44 +1,28 @@
 /*
  * The integer family for decode, on AVX-512 VNNI: integer_softmax.h restated for few rows, which
  * are the queries of all heads that share a KV head, and for K and V in rows, as a cache holds
- * them. A tile of 256 keys is read once, whatever the number of rows:
+ * them, in pages or not. A tile of 256 keys is read once, whatever the number of rows:
  *
- *     K  4 tokens x 64 channels --(transpose dwords within 128-bit lanes)--> dpbusd with Q, whose
- *        dwords lie spread the same way; lanes are summed once for 16 keys
- *     x, P   as in prefill, 256 keys at a time
- *     V  4 tokens x 64 channels --(interleave bytes)--> [channel][4 tokens], dpbusd with P
+ *     S       4 keys rearranged (integer_decode_load_avx512vnni.h), dpbusd with Q, whose dwords
+ *             lie in the same order; lanes are summed once for 16 keys
+ *     x, P    as in prefill, 256 keys at a time
+ *     T, O    4 keys' values rearranged, dpbusd with P; O keeps that order of channels to the end
  *
- * Both rearrangements cost two shuffles a vector, once for all rows, and go through the first-level
- * cache; O keeps the channel order that the second one gives until the end. The limit is memory:
- * every line of K and V is prefetched one tile ahead, spread over the passes that read the tile.
- * With eight rows and 4-bit codes the two vector ports are the limit instead.
+ * One or two rows take the vectors straight from the registers they were rearranged in, for more
+ * rows they go through the first-level cache. The limit is memory; with eight rows and 4-bit codes
+ * the two vector ports are the limit instead.
  */
 #ifndef HEADROOM_INTEGER_DECODE_AVX512VNNI_H
 #define HEADROOM_INTEGER_DECODE_AVX512VNNI_H
 
 #include <assert.h>
 
-#include "integer_nibbles.h"
-#include "integer_vector_avx512vnni.h"
+#include "integer_decode_load_avx512vnni.h"
 
 enum {
-    DECODE_ROWS = 128,             /* tile_q: 8 heads of 16 queries */
-    DECODE_TILE = HR_INTEGER_TILE, /* keys */
-    WIDE = 64,                     /* channels a vector of codes has */
-    DECODE_CHUNKS = HR_INTEGER_MAX_HEAD_DIM / WIDE,
+    DECODE_ROWS = 128,          /* tile_q: 8 heads of 16 queries */
     X_STRIDE = DECODE_TILE + 16 /* rows 4 KiB apart would stall loads behind stores */
 };
-
-#define ALIGNED __attribute__((aligned(64)))
-
-/* K or V of the task's sequence. */
-typedef struct code_rows {
-    const hr_kernel_operand *operand;
-    const uint8_t *codes;
-    size_t row_bytes;
-    size_t ahead;   /* bytes of a tile: how far ahead to prefetch */
-    __m512i levels; /* what nibbles stand for, in each 128-bit lane */
-} code_rows;
 
 typedef struct decode_state {
     ALIGNED float x[DECODE_ROWS][X_STRIDE];
@@ -48,93 +32,44 @@ typedef struct decode_state {
     ALIGNED float alpha[DECODE_ROWS], beta[DECODE_ROWS];
     ALIGNED float alpha_o[DECODE_ROWS], beta_o[DECODE_ROWS];
     ALIGNED float k[DECODE_TILE], k_magic[DECODE_TILE], u[DECODE_TILE], r[DECODE_TILE];
-    ALIGNED uint8_t k_block[16 * HR_INTEGER_MAX_HEAD_DIM]; /* [4 of 4 tokens][chunk][4] vectors */
-    ALIGNED int8_t v_block[DECODE_TILE * WIDE];            /* [64 of 4 tokens][4] vectors */
+    ALIGNED uint8_t k_block[KEY_STEP * HR_INTEGER_MAX_HEAD_DIM];
+    ALIGNED int8_t v_block[VALUE_STEP * HR_INTEGER_MAX_HEAD_DIM];
+    ALIGNED uint8_t k_zero[DECODE_TILE], v_zero[DECODE_TILE];
+    tile_rows place[2]; /* of this tile and of the next, in turn */
     double factor[DECODE_ROWS];
     int32_t init[DECODE_ROWS]; /* bits of 1.5 * 2^23, less 128 times the sum of q */
     int32_t lo[DECODE_ROWS], hi[DECODE_ROWS];
     const hr_kernel_args *args;
-    int32_t rows, chunks;
+    int32_t rows;
+    int32_t vectors;      /* that 4 tokens' codes fill, which is also the vectors of O */
     int32_t first, count; /* keys [first, first + count) are the tile's */
     int32_t from, to;     /* multiples of 64: the range's keys of the tile are in [from, to) */
+    int32_t end;          /* those that exist: the lesser of count and to */
     int32_t f;            /* F of the tile */
     float tile_e;         /* E of the tile */
-    __m512i *q;           /* [rows][chunks][4] */
-    float *o;             /* [rows][chunks][4][16]: vector i, lane L, e is channel 16 L + 4 i + e */
+    tile_rows *tile;
+    int64_t found; /* first key of the tile that `ahead` is to fetch */
+    prefetcher ahead;
+    __m512i *q; /* [rows][vectors], in the order of a K block, four times */
+    __m512i *t; /* [rows][vectors] int32, in the order of a V block */
+    float *o;   /* the same order */
 } decode_state;
 
 static inline size_t integer_decode_scratch(int32_t head_dim)
 {
-    const size_t chunks = ((size_t)head_dim + WIDE - 1) / WIDE;
-    return sizeof(decode_state) + DECODE_ROWS * chunks * 4 * (sizeof(__m512i) + 16 * sizeof(float));
-}
-
-INLINE code_rows rows_of(const hr_kernel_args *args, const hr_kernel_operand *operand, bool nibbles)
-{
-    code_rows rows = {.operand = operand, .codes = operand->codes};
-    rows.row_bytes = (size_t)args->head_dim / (nibbles ? 2 : 1);
-    rows.ahead = rows.row_bytes * DECODE_TILE;
-    int8_t levels[16] = {0};
-    if (nibbles) hr_nibble_levels(operand->dtype, 0, levels);
-    rows.levels = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)levels));
-    return rows;
-}
-
-static int zero_point_of(const hr_kernel_operand *operand, int32_t token)
-{
-    if (operand->granularity == HR_GRANULARITY_TOKEN) return operand->zero_point[token];
-    if (operand->granularity == HR_GRANULARITY_BLOCK)
-        return operand->zero_point[token / operand->block];
-    return operand->zero_point[0];
-}
-
-/* Channels [64 chunk, 64 chunk + 64) of a token as INT8, zero codes past head_dim. */
-INLINE __m512i load_codes(const code_rows *rows, int32_t head_dim, int32_t token, int32_t chunk,
-                          bool nibbles)
-{
-    const int32_t left = head_dim - chunk * WIDE;
-    const uint8_t *codes = rows->codes + (size_t)token * rows->row_bytes;
-    if (!nibbles) {
-        codes += chunk * WIDE;
-        _mm_prefetch((const char *)codes + rows->ahead, _MM_HINT_T1);
-        if (left >= WIDE) return _mm512_loadu_si512(codes);
-        return _mm512_maskz_loadu_epi8((UINT64_C(1) << left) - 1, codes);
-    }
-    codes += chunk * (WIDE / 2);
-    if (chunk % 2 == 0) _mm_prefetch((const char *)codes + rows->ahead, _MM_HINT_T1);
-    const __m256i packed =
-        left >= WIDE ? _mm256_loadu_si256((const __m256i *)codes)
-                     : _mm256_maskz_loadu_epi8((__mmask32)((UINT64_C(1) << left / 2) - 1), codes);
-    /* Byte b to the bytes b & 15 and b >> 4; vpshufb reads the low four bits. 0xa8: (a | b) & c */
-    __m512i wide = _mm512_cvtepu8_epi16(packed);
-    wide = _mm512_ternarylogic_epi32(wide, _mm512_slli_epi16(wide, 4), _mm512_set1_epi8(15), 0xa8);
-    __m512i values = _mm512_shuffle_epi8(rows->levels, wide);
-    if (rows->operand->dtype == HR_DTYPE_U4)
-        values =
-            _mm512_sub_epi8(values, _mm512_set1_epi8((char)zero_point_of(rows->operand, token)));
-    return values;
-}
-
-/* One scale a key of the tile, 0 past the end of the sequence; returns the largest. */
-static float gather_scales(const decode_state *s, const hr_kernel_operand *operand, float *scale)
-{
-    if (operand->granularity == HR_GRANULARITY_TOKEN)
-        memcpy(scale, operand->scale + s->first, (size_t)s->count * sizeof *scale);
-    else
-        for (int32_t j = 0; j < s->count; j++)
-            scale[j] = hr_integer_token_scale(operand, s->args->head_dim, s->first + j);
-    memset(scale + s->count, 0, (size_t)(DECODE_TILE - s->count) * sizeof *scale);
-    __m512 largest = _mm512_setzero_ps();
-    for (int32_t j = 0; j < DECODE_TILE; j += 16)
-        largest = _mm512_max_ps(largest, _mm512_load_ps(scale + j));
-    return _mm512_reduce_max_ps(largest);
+    const size_t vectors = ((size_t)head_dim + 127) / 128 * 8; /* no kind of codes fills more */
+    return sizeof(decode_state) + DECODE_ROWS * vectors * 3 * sizeof(__m512i);
 }
 
 /* Step 1, and a of step 2. */
 static void prepare_tile(decode_state *s)
 {
-    const int32_t f = hr_integer_exponent(gather_scales(s, &s->args->k, s->k));
-    const int32_t e = hr_integer_exponent(gather_scales(s, &s->args->v, s->r));
+    const hr_kernel_operand *k_rows = &s->args->k, *v_rows = &s->args->v;
+    const int32_t head_dim = s->args->head_dim;
+    const int32_t f =
+        hr_integer_exponent(gather_scales(k_rows, head_dim, s->first, s->count, s->k));
+    const int32_t e =
+        hr_integer_exponent(gather_scales(v_rows, head_dim, s->first, s->count, s->r));
     const __m512 minus_f = _mm512_set1_ps((float)-f), minus_e = _mm512_set1_ps((float)-e);
     for (int32_t j = 0; j < DECODE_TILE; j += 16) {
         __m512 k = round22(_mm512_scalef_ps(_mm512_load_ps(s->k + j), minus_f));
@@ -154,31 +89,10 @@ static void prepare_tile(decode_state *s)
     s->tile_e = (float)e;
 }
 
-/* Keys [key, key + 16) of the tile, code + 128, to k_block. Keys past the end repeat the last. */
-INLINE void load_keys(decode_state *s, const code_rows *rows, int32_t key, bool nibbles)
+/* sum += products of four bytes. In assembly: gcc 12 copies accumulators around the intrinsic. */
+INLINE void add_products(__m512i *sum, __m512i unsigned_bytes, __m512i signed_bytes)
 {
-    const __m512i offset = _mm512_set1_epi8((char)128);
-    const int32_t head_dim = s->args->head_dim, last = s->count - 1;
-    for (int32_t g = 0; g < 4; g++)
-        for (int32_t chunk = 0; chunk < s->chunks; chunk++) {
-            __m512i v[4];
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) {
-                int32_t token = key + 4 * g + i;
-                token = s->first + (token < last ? token : last);
-                v[i] = _mm512_xor_si512(load_codes(rows, head_dim, token, chunk, nibbles), offset);
-            }
-            const __m512i low01 = _mm512_unpacklo_epi32(v[0], v[1]);
-            const __m512i high01 = _mm512_unpackhi_epi32(v[0], v[1]);
-            const __m512i low23 = _mm512_unpacklo_epi32(v[2], v[3]);
-            const __m512i high23 = _mm512_unpackhi_epi32(v[2], v[3]);
-            uint8_t *out = s->k_block + (g * s->chunks + chunk) * 4 * WIDE;
-            /* vector k, lane L, dword i: dword 4 L + k of token i */
-            _mm512_store_si512(out, _mm512_unpacklo_epi64(low01, low23));
-            _mm512_store_si512(out + WIDE, _mm512_unpackhi_epi64(low01, low23));
-            _mm512_store_si512(out + 2 * WIDE, _mm512_unpacklo_epi64(high01, high23));
-            _mm512_store_si512(out + 3 * WIDE, _mm512_unpackhi_epi64(high01, high23));
-        }
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(unsigned_bytes), "v"(signed_bytes));
 }
 
 /* The sums of a's, b's, c's and d's lanes as the lanes of one vector. */
@@ -191,10 +105,68 @@ INLINE __m512i sum_lanes(__m512i a, __m512i b, __m512i c, __m512i d)
     return _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xdd));
 }
 
-/* x [row .. row + rows)[key .. key + 16) = the bits of 1.5 * 2^23 + S. rows is a constant. */
+/* x [row][key .. key + 16) = the bits of 1.5 * 2^23 + S, from the sums of 4 times 4 keys. */
+INLINE void store_scores(decode_state *s, int32_t row, int32_t key, const __m512i sum[4])
+{
+    __m512i total = sum_lanes(sum[0], sum[1], sum[2], sum[3]);
+    total = _mm512_add_epi32(total, _mm512_set1_epi32(s->init[row]));
+    _mm512_store_ps(s->x[row] + key, _mm512_castsi512_ps(total));
+}
+
+/* S of keys [key, key + 16) for one or two rows, straight from memory. rows is a constant. */
+INLINE void score_keys(decode_state *s, const code_rows *k, const code_rows *v, int rows,
+                       int32_t key, code_kind kind)
+{
+    const int planes = kind == CODES_BYTES ? 1 : 2;
+    __m512i sum[2][4];
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; g++) {
+        const uint8_t *row[4];
+        const __m512i zero = key_zeros(s->k_zero + key + 4 * g, kind);
+        four_rows(k, s->tile, key + 4 * g, row);
+        prefetch_rows(&s->ahead, k, v, 2);
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++)
+            sum[r][g] = _mm512_setzero_si512();
+        for (int32_t part = 0; part < k->parts; part++) {
+            __m512i codes[8];
+            key_vectors(k, row, part, kind, zero, codes);
+#pragma GCC unroll 8
+            for (int i = 0; i < 4 * planes; i++)
+#pragma GCC unroll 2
+                for (int r = 0; r < rows; r++)
+                    add_products(&sum[r][g], codes[i],
+                                 s->q[r * s->vectors + part * 4 * planes + i]);
+        }
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; r++)
+        store_scores(s, r, key, sum[r]);
+}
+
+/* Keys [key, key + 16) of the tile to k_block: [4 of 4 keys][part][vectors of key_vectors]. */
+INLINE void load_keys(decode_state *s, const code_rows *k, int32_t key, code_kind kind)
+{
+    const int planes = kind == CODES_BYTES ? 1 : 2;
+    __m512i *out = (__m512i *)s->k_block;
+    for (int g = 0; g < 4; g++) {
+        const uint8_t *row[4];
+        const __m512i zero = key_zeros(s->k_zero + key + 4 * g, kind);
+        four_rows(k, s->tile, key + 4 * g, row);
+        for (int32_t part = 0; part < k->parts; part++, out += 4 * planes) {
+            __m512i codes[8];
+            key_vectors(k, row, part, kind, zero, codes);
+#pragma GCC unroll 8
+            for (int i = 0; i < 4 * planes; i++)
+                _mm512_store_si512(out + i, codes[i]);
+        }
+    }
+}
+
+/* S of keys [key, key + 16) for some rows, from k_block. rows is a constant. */
 INLINE void multiply_keys(decode_state *s, int32_t row, int rows, int32_t key)
 {
-    const int32_t vectors = s->chunks * 4;
+    const int32_t vectors = s->vectors;
     const __m512i *q = s->q + row * vectors, *k = (const __m512i *)s->k_block;
     __m512i sum[4][4];
 #pragma GCC unroll 4
@@ -208,18 +180,16 @@ INLINE void multiply_keys(decode_state *s, int32_t row, int rows, int32_t key)
         for (int g = 0; g < 4; g++)
             keys[g] = _mm512_load_si512(k + g * vectors + i);
 #pragma GCC unroll 4
-        for (int r = 0; r < rows; r++)
+        for (int r = 0; r < rows; r++) {
+            const __m512i query = _mm512_load_si512(q + r * vectors + i);
 #pragma GCC unroll 4
             for (int g = 0; g < 4; g++)
-                sum[r][g] =
-                    _mm512_dpbusd_epi32(sum[r][g], keys[g], _mm512_load_si512(q + r * vectors + i));
+                add_products(&sum[r][g], keys[g], query);
+        }
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) {
-        __m512i total = sum_lanes(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
-        total = _mm512_add_epi32(total, _mm512_set1_epi32(s->init[row + r]));
-        _mm512_store_ps(s->x[row + r] + key, _mm512_castsi512_ps(total));
-    }
+    for (int r = 0; r < rows; r++)
+        store_scores(s, row + r, key, sum[r]);
 }
 
 /* Bits of the keys [key, key + 16) of the tile that a row sees. */
@@ -301,96 +271,240 @@ static void make_weights(decode_state *s, int32_t row)
     _mm512_store_ps(s->l[row], _mm512_fmadd_ps(sum, _mm512_set1_ps(s->beta[row]), old));
 }
 
-/* 64 channels of the tile's V to v_block: groups of 4 tokens, interleaved. */
-INLINE void load_values(decode_state *s, const code_rows *rows, int32_t chunk, bool nibbles)
+/* Where a row of P has the weights of four keys from `key` on: see make_weights. */
+INLINE int32_t weights_at(int32_t key)
 {
-    const int32_t head_dim = s->args->head_dim, last = s->count - 1;
-    for (int32_t key = s->from; key <= last && key < s->to; key += 4) {
-        __m512i v[4];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-            int32_t token = s->first + (key + i < last ? key + i : last);
-            v[i] = load_codes(rows, head_dim, token, chunk, nibbles);
+    return key / 64 * 64 + key % 16 / 4 * 16 + key % 64 / 16 * 4;
+}
+
+INLINE __m512i four_weights(const decode_state *s, int32_t row, int32_t key)
+{
+    int32_t weights;
+    memcpy(&weights, s->p[row] + weights_at(key), sizeof weights);
+    return _mm512_set1_epi32(weights);
+}
+
+/* Step 5: T of one or two rows and one part, straight from memory. rows is a constant. */
+INLINE void sum_values(decode_state *s, const code_rows *k, const code_rows *v, int rows,
+                       int32_t part, code_kind kind)
+{
+    const int vectors = kind == CODES_BYTES ? 4 : 8;
+    __m512i sum[2][8];
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int i = 0; i < vectors; i++)
+            sum[r][i] = _mm512_setzero_si512();
+    for (int32_t key = s->from; key < s->end; key += 4) {
+        const uint8_t *row[4];
+        __m512i codes[8];
+        four_rows(v, s->tile, key, row);
+        if (part == 0) prefetch_rows(&s->ahead, k, v, 2);
+        value_vectors(v, row, part, kind, value_zeros(s->v_zero + key, kind), codes);
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++) {
+            const __m512i weights = four_weights(s, r, key);
+#pragma GCC unroll 8
+            for (int i = 0; i < vectors; i++)
+                add_products(&sum[r][i], weights, codes[i]);
         }
-        const __m512i low01 = _mm512_unpacklo_epi8(v[0], v[1]);
-        const __m512i high01 = _mm512_unpackhi_epi8(v[0], v[1]);
-        const __m512i low23 = _mm512_unpacklo_epi8(v[2], v[3]);
-        const __m512i high23 = _mm512_unpackhi_epi8(v[2], v[3]);
-        int8_t *out = s->v_block + key * WIDE;
-        _mm512_store_si512(out, _mm512_unpacklo_epi16(low01, low23));
-        _mm512_store_si512(out + WIDE, _mm512_unpackhi_epi16(low01, low23));
-        _mm512_store_si512(out + 2 * WIDE, _mm512_unpacklo_epi16(high01, high23));
-        _mm512_store_si512(out + 3 * WIDE, _mm512_unpackhi_epi16(high01, high23));
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int i = 0; i < vectors; i++)
+            _mm512_store_si512(s->t + r * s->vectors + part * vectors + i, sum[r][i]);
+}
+
+/* Keys [key, key + 4 quads) of the tile to v_block: [quad][part][vectors of value_vectors]. */
+INLINE void load_values(decode_state *s, const code_rows *v, int32_t key, int32_t quads,
+                        code_kind kind)
+{
+    const int vectors = kind == CODES_BYTES ? 4 : 8;
+    __m512i *out = (__m512i *)s->v_block;
+    for (int32_t end = key + 4 * quads; key < end; key += 4) {
+        const uint8_t *row[4];
+        const __m512i zero = value_zeros(s->v_zero + key, kind);
+        four_rows(v, s->tile, key, row);
+        for (int32_t part = 0; part < v->parts; part++, out += vectors) {
+            __m512i codes[8];
+            value_vectors(v, row, part, kind, zero, codes);
+#pragma GCC unroll 8
+            for (int i = 0; i < vectors; i++)
+                _mm512_store_si512(out + i, codes[i]);
+        }
     }
 }
 
-/* Steps 5 and 6: O of some rows, 64 channels. rows is a constant. */
-INLINE void multiply_values(decode_state *s, int32_t row, int rows, int32_t chunk)
+/*
+ * Step 5 for keys [key, key + 4 quads), which are in v_block: T of some rows and 64 channels, four
+ * vectors from `vector` on. rows is a constant.
+ */
+INLINE void multiply_values(decode_state *s, int32_t row, int rows, int32_t vector, int32_t key,
+                            int32_t quads)
 {
-    __m512i sum[4][4];
+    const int32_t vectors = s->vectors;
+    __m512i sum[4][4], *t = s->t + row * vectors + vector;
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++)
-            sum[r][i] = _mm512_setzero_si512();
-    const int32_t quads = ((s->to < s->count ? s->to : s->count) + 3) / 4;
-    for (int32_t quad = s->from / 4; quad < quads; quad++) {
-        const int8_t *v = s->v_block + quad * 4 * WIDE;
-        const int32_t place = quad / 16 * 64 + quad % 4 * 16 + quad % 16 / 4 * 4;
+            sum[r][i] =
+                key > s->from ? _mm512_load_si512(t + r * vectors + i) : _mm512_setzero_si512();
+    const __m512i *v = (const __m512i *)s->v_block + vector;
+    for (int32_t quad = 0; quad < quads; quad++, v += vectors) {
         __m512i values[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++)
-            values[i] = _mm512_load_si512(v + i * WIDE);
+            values[i] = _mm512_load_si512(v + i);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
-            int32_t weights;
-            memcpy(&weights, s->p[row + r] + place, sizeof weights);
+            const __m512i weights = four_weights(s, row + r, key + 4 * quad);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++)
-                sum[r][i] = _mm512_dpbusd_epi32(sum[r][i], _mm512_set1_epi32(weights), values[i]);
+                add_products(&sum[r][i], weights, values[i]);
         }
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) {
-        float *o = s->o + ((row + r) * s->chunks + chunk) * WIDE;
-        const __m512 alpha = _mm512_set1_ps(s->alpha_o[row + r]);
-        const __m512 beta = _mm512_set1_ps(s->beta_o[row + r]);
+    for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-            __m512 old = _mm512_mul_ps(_mm512_load_ps(o + 16 * i), alpha);
-            _mm512_store_ps(o + 16 * i, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][i]), beta, old));
+        for (int i = 0; i < 4; i++)
+            _mm512_store_si512(t + r * vectors + i, sum[r][i]);
+}
+
+/* Step 6 for O. */
+static void add_outputs(decode_state *s)
+{
+    for (int32_t row = 0; row < s->rows; row++) {
+        const __m512 alpha = _mm512_set1_ps(s->alpha_o[row]);
+        const __m512 beta = _mm512_set1_ps(s->beta_o[row]);
+        const __m512i *t = s->t + row * s->vectors;
+        float *o = s->o + row * s->vectors * 16;
+        for (int32_t i = 0; i < s->vectors; i++) {
+            const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(t + i));
+            const __m512 old = _mm512_mul_ps(_mm512_load_ps(o + 16 * i), alpha);
+            _mm512_store_ps(o + 16 * i, _mm512_fmadd_ps(sum, beta, old));
         }
     }
 }
 
-/* One tile: steps 1 to 6 for all rows. */
-INLINE void decode_tile(decode_state *s, const code_rows *k, const code_rows *v, bool nibbles)
+/*
+ * What the steps of a tile cost, in quarters of a cycle, so that prefetches are spread evenly: per
+ * vector of codes loaded, per vector multiplied for a row, and per row of softmax.
+ */
+enum { LOAD_COST = 8, MULTIPLY_COST = 2, SOFTMAX_COST = 800 };
+
+static int32_t tile_cost(const decode_state *s)
 {
-    prepare_tile(s);
-    for (int32_t key = s->from; key < s->count && key < s->to; key += 16) {
-        load_keys(s, k, key, nibbles);
-        int32_t row = 0;
-        for (; s->rows - row >= 4; row += 4)
-            multiply_keys(s, row, 4, key);
-        for (; s->rows - row >= 2; row += 2)
-            multiply_keys(s, row, 2, key);
-        if (row < s->rows) multiply_keys(s, row, 1, key);
-    }
-    for (int32_t row = 0; row < s->rows; row++)
+    const int32_t vectors = 2 * DECODE_TILE / 4 * s->vectors;
+    return vectors * (LOAD_COST + MULTIPLY_COST * s->rows) + SOFTMAX_COST * s->rows;
+}
+
+/* The rows of this tile: found already when the last tile came before it. */
+static void find_tile(decode_state *s)
+{
+    if (s->found == s->first && s->count == DECODE_TILE)
+        s->tile = s->ahead.next;
+    else
+        find_rows(&s->args->k, s->first, s->count, s->tile);
+}
+
+static void start_prefetch(decode_state *s)
+{
+    const int32_t next = s->first + DECODE_TILE, left = s->args->seqlen_kv - next;
+    tile_rows *place = &s->place[s->tile == &s->place[0]];
+    s->found = next;
+    /* Rows in one piece go on after the sequence: with those of the next task, as a rule. */
+    if (!s->args->k.pages || left >= DECODE_TILE)
+        find_rows(&s->args->k, next, DECODE_TILE, place);
+    else if (left > 0)
+        find_rows(&s->args->k, next, left, place);
+    else
+        *place = *s->tile;
+    s->ahead.next = place;
+    s->ahead.done = s->ahead.credit = 0;
+    s->ahead.share = (DECODE_TILE + 1) * 4096 / tile_cost(s) + 1;
+}
+
+/* Steps 3, 4 and 6 but O. */
+static void update_softmax(decode_state *s, const code_rows *k, const code_rows *v)
+{
+    for (int32_t row = 0; row < s->rows; row++) {
+        if (s->rows > 2) prefetch_share(&s->ahead, k, v, SOFTMAX_COST / 2);
         make_logits(s, row);
+    }
     for (int32_t row = 0; row < s->rows; row += 16)
         update_rows(s, row);
-    for (int32_t row = 0; row < s->rows; row++)
+    for (int32_t row = 0; row < s->rows; row++) {
+        if (s->rows > 2) prefetch_share(&s->ahead, k, v, SOFTMAX_COST / 2);
         make_weights(s, row);
-    for (int32_t chunk = 0; chunk < s->chunks; chunk++) {
-        load_values(s, v, chunk, nibbles);
-        int32_t row = 0;
-        for (; s->rows - row >= 4; row += 4)
-            multiply_values(s, row, 4, chunk);
-        for (; s->rows - row >= 2; row += 2)
-            multiply_values(s, row, 2, chunk);
-        if (row < s->rows) multiply_values(s, row, 1, chunk);
     }
+}
+
+/* One tile for one or two rows. rows is a constant. */
+INLINE void decode_few(decode_state *s, const code_rows *k, const code_rows *v, int rows,
+                       code_kind kind)
+{
+    for (int32_t key = s->from; key < s->end; key += KEY_STEP)
+        score_keys(s, k, v, rows, key, kind);
+    update_softmax(s, k, v);
+    for (int32_t part = 0; part < v->parts; part++)
+        sum_values(s, k, v, rows, part, kind);
+}
+
+/* One tile for any number of rows. */
+INLINE void decode_many(decode_state *s, const code_rows *k, const code_rows *v, code_kind kind)
+{
+    const int32_t vectors = s->vectors;
+    for (int32_t key = s->from; key < s->end; key += KEY_STEP) {
+        prefetch_share(&s->ahead, k, v, KEY_STEP / 4 * vectors * LOAD_COST);
+        load_keys(s, k, key, kind);
+        for (int32_t row = 0, rows; row < s->rows; row += rows) {
+            rows = s->rows - row >= 4 ? 4 : s->rows - row >= 2 ? 2 : 1;
+            prefetch_share(&s->ahead, k, v, KEY_STEP / 4 * vectors * MULTIPLY_COST * rows);
+            if (rows == 4)
+                multiply_keys(s, row, 4, key);
+            else if (rows == 2)
+                multiply_keys(s, row, 2, key);
+            else
+                multiply_keys(s, row, 1, key);
+        }
+    }
+    update_softmax(s, k, v);
+    for (int32_t key = s->from; key < s->end; key += VALUE_STEP) {
+        const int32_t left = (s->end - key + 3) / 4;
+        const int32_t quads = left < VALUE_STEP / 4 ? left : VALUE_STEP / 4;
+        prefetch_share(&s->ahead, k, v, quads * vectors * LOAD_COST);
+        load_values(s, v, key, quads, kind);
+        for (int32_t vector = 0; vector < vectors; vector += 4)
+            for (int32_t row = 0, rows; row < s->rows; row += rows) {
+                rows = s->rows - row >= 4 ? 4 : s->rows - row >= 2 ? 2 : 1;
+                prefetch_share(&s->ahead, k, v, quads * 4 * MULTIPLY_COST * rows);
+                if (rows == 4)
+                    multiply_values(s, row, 4, vector, key, quads);
+                else if (rows == 2)
+                    multiply_values(s, row, 2, vector, key, quads);
+                else
+                    multiply_values(s, row, 1, vector, key, quads);
+            }
+    }
+}
+
+/* One tile: steps 1 to 6 for all rows. */
+INLINE void decode_tile(decode_state *s, const code_rows *k, const code_rows *v, code_kind kind)
+{
+    prepare_tile(s);
+    if (kind == CODES_SHIFTED) {
+        gather_zero_points(&s->args->k, s->first, s->count, s->k_zero);
+        gather_zero_points(&s->args->v, s->first, s->count, s->v_zero);
+    }
+    if (s->rows == 1)
+        decode_few(s, k, v, 1, kind);
+    else if (s->rows == 2)
+        decode_few(s, k, v, 2, kind);
+    else
+        decode_many(s, k, v, kind);
+    add_outputs(s);
 }
 
 /* Head and query of a row: rows of one head lie side by side. */
@@ -401,42 +515,44 @@ static const hr_kernel_args *args_of(const decode_state *s, int32_t row, int32_t
     return s->args + row / queries;
 }
 
-/* Q of a row, spread as k_block is: vector k of a chunk, lane L: dword 4 L + k, four times. */
-static void begin_row(decode_state *s, int32_t row)
+/* Q of a row, spread as a K block is: vector k of a part, lane L: dword 4 L + k, four times. */
+static void begin_row(decode_state *s, int32_t row, bool nibbles)
 {
     int32_t query, sum = 0;
     const hr_kernel_args *args = args_of(s, row, &query);
     const int8_t *codes = (const int8_t *)args->q.codes + (int64_t)query * args->head_dim;
-    int8_t padded[HR_INTEGER_MAX_HEAD_DIM] = {0};
-    memcpy(padded, codes, (size_t)args->head_dim);
-    for (int32_t c = 0; c < args->head_dim; c++)
+    int8_t *out = (int8_t *)(s->q + row * s->vectors);
+    memset(out, 0, (size_t)s->vectors * sizeof(__m512i));
+    for (int32_t c = 0; c < args->head_dim; c++) {
+        const int32_t byte = nibbles ? c / 2 : c, half = nibbles ? c % 2 : 0;
+        const int32_t k = byte / PART * 4 + byte % 16 / 4, lane = byte % PART / 16;
+        int8_t *place = out + ((nibbles ? 2 * k + half : k) * 4 + lane) * 16 + byte % 4;
+        place[0] = place[4] = place[8] = place[12] = codes[c];
         sum += codes[c];
-    int8_t *out = (int8_t *)(s->q + row * s->chunks * 4);
-    for (int32_t vector = 0; vector < s->chunks * 4; vector++)
-        for (int32_t dword = 0; dword < 16; dword++)
-            memcpy(out + vector * 64 + dword * 4,
-                   padded + vector / 4 * 64 + dword / 4 * 16 + vector % 4 * 4, 4);
+    }
     s->init[row] = (int32_t)hr_integer_bits(HR_INTEGER_MAGIC) - 128 * sum;
     s->factor[row] = hr_integer_row_factor(args, query);
 }
 
-static void finish_row(const decode_state *s, int32_t row)
+static void finish_row(const decode_state *s, int32_t row, bool nibbles)
 {
     int32_t query;
     const hr_kernel_args *args = args_of(s, row, &query);
     double bias = args->lse_bias ? (double)args->lse_bias[query] * (double)args->softmax_scale : 0;
     const float factor = hr_integer_finish(args, query, s->m[row], s->l[row], bias);
-    const float *o = s->o + row * s->chunks * WIDE;
+    const float *o = s->o + row * s->vectors * 16;
     float *out = args->o + query * args->o_stride;
     for (int32_t c = 0; c < args->head_dim; c++) {
-        const int32_t place = c / 64 * 64 + c % 16 / 4 * 16 + c % 64 / 16 * 4 + c % 4;
-        out[c] = ldexpf(o[place] * factor, (int)s->e[row]);
+        const int32_t byte = nibbles ? c / 2 : c, half = nibbles ? c % 2 : 0;
+        const int32_t k = byte / PART * 4 + byte % 16 / 4;
+        const int32_t dword = byte % PART / 16 * 4 + byte % 4;
+        out[c] = ldexpf(o[(nibbles ? 2 * k + half : k) * 16 + dword] * factor, (int)s->e[row]);
     }
 }
 
 /* All tiles of a range. */
 INLINE void decode_range(decode_state *s, const hr_kernel_range *range, const code_rows *k,
-                         const code_rows *v, bool nibbles)
+                         const code_rows *v, code_kind kind)
 {
     for (int32_t row = 0; row < s->rows; row++) {
         int32_t query;
@@ -447,41 +563,65 @@ INLINE void decode_range(decode_state *s, const hr_kernel_range *range, const co
     for (; s->first < range->end; s->first += DECODE_TILE) {
         const int32_t left = s->args->seqlen_kv - s->first, end = range->end - s->first;
         s->count = left < DECODE_TILE ? left : DECODE_TILE;
-        s->from = range->begin > s->first ? (range->begin - s->first) / WIDE * WIDE : 0;
-        s->to = end < DECODE_TILE ? (end + WIDE - 1) / WIDE * WIDE : DECODE_TILE;
-        decode_tile(s, k, v, nibbles);
+        s->from = range->begin > s->first ? (range->begin - s->first) / 64 * 64 : 0;
+        s->to = end < DECODE_TILE ? (end + 63) / 64 * 64 : DECODE_TILE;
+        s->end = s->count < s->to ? s->count : s->to;
+        find_tile(s);
+        start_prefetch(s);
+        decode_tile(s, k, v, kind);
     }
 }
 
-/* The body of the decode kernels; `nibbles` is a constant. */
-INLINE void integer_decode(const hr_kernel_args *args, bool nibbles)
+/* The body of the decode kernels; `kind` is a constant, and so is `parts` unless it is 0. */
+INLINE void decode_rows(const hr_kernel_args *args, code_kind kind, int32_t parts)
 {
+    code_rows k = rows_of(args, &args->k, kind, 128), v = rows_of(args, &args->v, kind, 0);
+    if (parts) { /* whole ones: let the compiler know */
+        k.parts = v.parts = parts;
+        k.whole = v.whole = true;
+        k.row_bytes = v.row_bytes = (size_t)parts * PART;
+    }
     decode_state *s = args->scratch;
     s->args = args;
     s->rows = args->heads * (args->q_end - args->q_begin);
-    s->chunks = (args->head_dim + WIDE - 1) / WIDE;
+    s->vectors = vectors_of(&k, kind);
     assert(s->rows >= 1 && s->rows <= DECODE_ROWS);
     assert(args->head_dim % 8 == 0 && args->head_dim <= HR_INTEGER_MAX_HEAD_DIM);
+    assert(args->k.pages == args->v.pages && args->k.page_slots == args->v.page_slots);
     const int32_t rows = s->rows, padded = (rows + 15) / 16 * 16;
     s->q = (__m512i *)(s + 1);
-    s->o = (float *)(s->q + DECODE_ROWS * s->chunks * 4);
-    memset(s->o, 0, (size_t)(rows * s->chunks * WIDE) * sizeof *s->o);
+    s->t = s->q + DECODE_ROWS * s->vectors;
+    s->o = (float *)(s->t + DECODE_ROWS * s->vectors);
+    memset(s->o, 0, (size_t)(rows * s->vectors) * sizeof(__m512i));
     memset(s->l, 0, (size_t)rows * sizeof s->l[0]);
     for (int32_t row = 0; row < padded; row++) {
         s->m[row] = s->largest[row] = -INFINITY;
         s->e[row] = HR_INTEGER_NO_TILE;
     }
     for (int32_t row = 0; row < rows; row++)
-        begin_row(s, row);
+        begin_row(s, row, kind != CODES_BYTES);
 
-    const code_rows k = rows_of(args, &args->k, nibbles), v = rows_of(args, &args->v, nibbles);
+    s->tile = &s->place[0];
+    s->found = -1;
     s->f = INT32_MIN; /* no tile's F */
     for (int32_t i = 0; i < args->range_count; i++) {
         hr_kernel_range range;
-        if (hr_kernel_visit(args, i, &range)) decode_range(s, &range, &k, &v, nibbles);
+        if (hr_kernel_visit(args, i, &range)) decode_range(s, &range, &k, &v, kind);
     }
     for (int32_t row = 0; row < rows; row++)
-        finish_row(s, row);
+        finish_row(s, row, kind != CODES_BYTES);
+}
+
+/* Rows of one or two whole cache lines are compiled on their own. */
+INLINE void integer_decode(const hr_kernel_args *args, code_kind kind)
+{
+    const int32_t row_bytes = args->head_dim / (kind == CODES_BYTES ? 1 : 2);
+    if (row_bytes == PART)
+        decode_rows(args, kind, 1);
+    else if (row_bytes == 2 * PART)
+        decode_rows(args, kind, 2);
+    else
+        decode_rows(args, kind, 0);
 }
 
 #endif
