@@ -30,7 +30,7 @@ import peers
 import report
 
 ALWAYS = ("headroom/*", "headroom-1/*", "peak/*")  # the participants of every burst
-SCHEMA = peers.ROOT / "bench" / "results" / "cpu-peers.schema.json"
+RESULTS = peers.ROOT / "bench" / "results"
 REFERENCE_ROWS = 128  # queries the error is measured on, evenly spaced
 
 
@@ -246,6 +246,14 @@ def read_results(path):
         return json.load(file)
 
 
+def write_results(path, results):
+    """Whole or not at all: a run may be ended at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(results, indent=1) + "\n")
+    temporary.replace(path)
+
+
 def measure(arguments):
     rows = selected_rows(arguments.rows)
     if arguments.dry_run:
@@ -259,11 +267,7 @@ def measure(arguments):
                {"kind": "headroom-cpu-peers", "version": 1, "machine": machine(), "bursts": []})
     for row in rows:
         merge(results, measure_row(arguments, row))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(results, indent=1)
-        temporary = path.with_suffix(".part")
-        temporary.write_text(text + "\n")
-        temporary.replace(path)
+        write_results(path, results)
 
 
 def prepare(arguments):
@@ -282,12 +286,18 @@ def show_list(arguments):
         print(f"  {participant.name}{state}")
 
 
+def schema_of(results):
+    """Files say their kind: headroom-cpu-peers or, of bench/scaling.py, headroom-cpu-scaling."""
+    name = results["kind"].removeprefix("headroom-")
+    return json.loads((RESULTS / f"{name}.schema.json").read_text())
+
+
 def check(arguments):
     import jsonschema
 
-    schema = json.loads(SCHEMA.read_text())
     for path in arguments.files:
-        jsonschema.validate(read_results(path), schema)
+        results = read_results(path)
+        jsonschema.validate(results, schema_of(results))
         print(f"{path}: valid")
 
 
