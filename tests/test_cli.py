@@ -131,7 +131,7 @@ class Stages(CliTest):
             with self.subTest(message):
                 self.fails(code, *run, *mask, says=message)
         blocks.write_text('{"block_q": 12, "block_kv": 8, "heads": 1, "columns": [[9], []]}')
-        self.fails(1, *run, "--block-sparse", blocks, says="has 3 blocks of keys")
+        self.fails(1, *run, "--block-sparse", blocks, says="has 2 blocks of keys")
         blocks.write_text('{"block_q": 12, "block_kv": 8, "heads": 1, "columns": [[0], [1.5]]}')
         self.fails(1, *run, "--block-sparse", blocks, says="columns[1][0] is not")
         blocks.write_text('{"block_q": 12}')
