@@ -233,8 +233,8 @@ static inline void bound_row(const bound_input *in, const key_facts *keys, doubl
         int32_t end = (begin / tile + 1) * tile;
         if (end > state->keys) end = state->keys;
         double top = 0; /* M_t */
-        const int32_t from = model->p_running ? state->lo : begin;
-        for (int32_t j = from; j < (model->p_running ? state->hi : end); j++)
+        const int32_t from = model->p_running ? 0 : begin;
+        for (int32_t j = from; j < (model->p_running ? state->keys : end); j++)
             top = fmax(top, state->weight[j] * keys[j].fold);
         for (int32_t j = begin; j < end; j++) {
             if (!state->visible[j]) continue;
