@@ -112,6 +112,18 @@ static hr_status add_recipe(audit_work *work, const hr_recipe *recipe)
     return HR_OK;
 }
 
+static bool device_has_kernel(hr_device device, const hr_recipe *recipe)
+{
+    for (int i = 0; i < hr_kernel_count(); i++) {
+        const hr_kernel_info *row = hr_kernel_at(i);
+        if ((row->isa == HR_ISA_SM90) == (device == HR_DEVICE_CUDA) &&
+            row->q_dtype == recipe->q.dtype && row->k_dtype == recipe->k.dtype &&
+            row->v_dtype == recipe->v.dtype && row->p_dtype == recipe->p.dtype)
+            return true;
+    }
+    return false;
+}
+
 static hr_status add_recipes(audit_work *work)
 {
     const hr_audit_options *options = work->options;
@@ -119,8 +131,11 @@ static hr_status add_recipes(audit_work *work)
     HR_TRY(hr_recipe_parse("bf16", &baseline));
     HR_TRY(add_recipe(work, &baseline));
     int32_t count = options->recipes ? options->recipe_count : hr_recipe_preset_count();
-    for (int32_t i = 0; i < count; i++)
-        HR_TRY(add_recipe(work, options->recipes ? &options->recipes[i] : hr_recipe_preset(i)));
+    for (int32_t i = 0; i < count; i++) {
+        const hr_recipe *recipe = options->recipes ? &options->recipes[i] : hr_recipe_preset(i);
+        if (options->recipes || device_has_kernel(options->device, recipe))
+            HR_TRY(add_recipe(work, recipe));
+    }
     return HR_OK;
 }
 
@@ -214,13 +229,13 @@ static hr_status allocate_configs(audit_work *work)
 }
 
 /* Runs every config `repeats` times in turn and adds each repeat's seconds. */
-static hr_status time_layer(audit_work *work, const hr_audit_reference *reference)
+static hr_status time_layer(audit_work *work)
 {
     hr_audit *audit = work->audit;
     int32_t inner[HR_AUDIT_CONFIGS_MAX];
     for (int32_t c = 0; c < audit->config_count; c++) {
         double seconds;
-        HR_TRY(hr_audit_time(reference, &work->states[c].run, &seconds));
+        HR_TRY(hr_audit_time(&work->states[c].run, &seconds));
         double wanted = seconds > 0 ? ceil(SAMPLE_SECONDS / seconds) : 1000;
         inner[c] = wanted < 1 ? 1 : wanted > 1000 ? 1000 : (int32_t)wanted;
     }
@@ -229,7 +244,7 @@ static hr_status time_layer(audit_work *work, const hr_audit_reference *referenc
             double sum = 0;
             for (int32_t i = 0; i < inner[c]; i++) {
                 double seconds;
-                HR_TRY(hr_audit_time(reference, &work->states[c].run, &seconds));
+                HR_TRY(hr_audit_time(&work->states[c].run, &seconds));
                 sum += seconds;
             }
             work->states[c].seconds[r] += sum / inner[c];
@@ -248,8 +263,10 @@ static hr_status measure_config(audit_work *work, const hr_audit_reference *refe
     if (state->scales)
         HR_TRY(hr_profile_scales(state->scales, audit->layers[at].layer, &config->recipe, &scales));
     hr_audit_sums *heads = state->heads + audit->head_offset[at];
-    HR_TRY(hr_audit_measure(reference, &config->recipe, state->scales ? &scales : NULL,
-                            work->threads, work->top_k, &state->run, heads));
+    HR_TRY(hr_audit_measure(
+        reference, &config->recipe, state->scales ? &scales : NULL,
+        &(hr_plan_options){.threads = work->threads, .device = work->options->device}, work->top_k,
+        &state->run, heads));
 
     hr_audit_sums layer = {0};
     for (int32_t h = 0; h < reference->problem.num_heads; h++) {
@@ -276,7 +293,7 @@ static hr_status measure_configs(audit_work *work, const hr_audit_reference *ref
                               audit->configs[c].id);
         HR_TRY(step(work, audit->configs[c].id));
     }
-    HR_TRY(time_layer(work, reference));
+    HR_TRY(time_layer(work));
     return step(work, "timing");
 }
 
@@ -367,6 +384,7 @@ hr_status hr_audit_run(const hr_recording *recording, const hr_audit_options *op
     if (!recording) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "the recording is NULL");
     if (!options) options = &defaults;
     HR_TRY(check_options(options));
+    HR_TRY(hr_device_check(options->device));
     hr_audit *audit = hr_alloc(1, sizeof *audit);
     if (!audit) return HR_ERROR_OUT_OF_MEMORY;
     audit_work work = {

@@ -36,6 +36,7 @@ void hr_audit_reference_free(hr_audit_reference *reference);
 typedef struct hr_audit_run_state {
     hr_plan *plan;
     hr_packed_layer packed;
+    hr_device_run *run;
     float *o, *lse;
 } hr_audit_run_state;
 
@@ -44,12 +45,12 @@ typedef struct hr_audit_run_state {
  * hr_audit_run_state_free, on error too.
  */
 hr_status hr_audit_measure(const hr_audit_reference *reference, const hr_recipe *recipe,
-                           const hr_layer_scales *scales, int32_t threads, int32_t top_k,
-                           hr_audit_run_state *state, hr_audit_sums *heads) HR_NODISCARD;
+                           const hr_layer_scales *scales, const hr_plan_options *options,
+                           int32_t top_k, hr_audit_run_state *state,
+                           hr_audit_sums *heads) HR_NODISCARD;
 void hr_audit_run_state_free(hr_audit_run_state *state);
 
 /* Runs the state's plan once more and gives the seconds it took. */
-hr_status hr_audit_time(const hr_audit_reference *reference, hr_audit_run_state *state,
-                        double *seconds) HR_NODISCARD;
+hr_status hr_audit_time(hr_audit_run_state *state, double *seconds) HR_NODISCARD;
 
 #endif

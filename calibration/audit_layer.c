@@ -155,22 +155,13 @@ static hr_status score(const hr_audit_reference *reference, const hr_audit_run_s
     return HR_OK;
 }
 
-static hr_status run(const hr_audit_reference *reference, hr_audit_run_state *state)
-{
-    int64_t lse_shape[2] = {reference->q.shape[0], reference->q.shape[1]};
-    hr_tensor o = f32_view(&reference->q, state->o);
-    hr_tensor lse = hr_tensor_view(HR_DTYPE_F32, 2, lse_shape, state->lse);
-    return hr_plan_run(state->plan, &state->packed, &o, &lse);
-}
-
 hr_status hr_audit_measure(const hr_audit_reference *reference, const hr_recipe *recipe,
-                           const hr_layer_scales *scales, int32_t threads, int32_t top_k,
-                           hr_audit_run_state *state, hr_audit_sums *heads)
+                           const hr_layer_scales *scales, const hr_plan_options *options,
+                           int32_t top_k, hr_audit_run_state *state, hr_audit_sums *heads)
 {
     *state = (hr_audit_run_state){0};
     const hr_attention_problem *problem = &reference->problem;
-    hr_plan_options options = {.threads = threads};
-    HR_TRY(hr_plan_create(problem, recipe, &options, &state->plan));
+    HR_TRY(hr_plan_create(problem, recipe, options, &state->plan));
     hr_layer_layouts layouts = hr_plan_layouts(state->plan);
     HR_TRY(hr_pack_layer(recipe, &layouts, &reference->q, &reference->k, &reference->v,
                          problem->batch, problem->cu_seqlens_q, problem->cu_seqlens_kv, scales,
@@ -179,7 +170,9 @@ hr_status hr_audit_measure(const hr_audit_reference *reference, const hr_recipe 
     state->o = hr_alloc((size_t)hr_tensor_size(&reference->q), sizeof(float));
     state->lse = hr_alloc((size_t)rows, sizeof(float));
     if (!state->o || !state->lse) return HR_ERROR_OUT_OF_MEMORY;
-    HR_TRY(run(reference, state));
+    HR_TRY(hr_device_run_create(state->plan, &state->packed, &state->run));
+    HR_TRY(hr_device_run_start(state->run));
+    HR_TRY(hr_device_run_fetch(state->run, state->o, state->lse));
 
     dequantized values = {0};
     hr_status status = dequantize(reference, &state->packed, &values);
@@ -190,6 +183,7 @@ hr_status hr_audit_measure(const hr_audit_reference *reference, const hr_recipe 
 
 void hr_audit_run_state_free(hr_audit_run_state *state)
 {
+    hr_device_run_free(state->run);
     hr_plan_free(state->plan);
     hr_packed_layer_free(&state->packed);
     free(state->o);
@@ -197,12 +191,12 @@ void hr_audit_run_state_free(hr_audit_run_state *state)
     *state = (hr_audit_run_state){0};
 }
 
-hr_status hr_audit_time(const hr_audit_reference *reference, hr_audit_run_state *state,
-                        double *seconds)
+hr_status hr_audit_time(hr_audit_run_state *state, double *seconds)
 {
     struct timespec begin, end;
     clock_gettime(CLOCK_MONOTONIC, &begin);
-    hr_status status = run(reference, state);
+    hr_status status = hr_device_run_start(state->run);
+    if (status == HR_OK) status = hr_device_run_wait(state->run);
     clock_gettime(CLOCK_MONOTONIC, &end);
     *seconds = (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
     return status;

@@ -9,10 +9,6 @@ endif()
 
 set(HEADROOM_CUDA_FOUND FALSE)
 file(GLOB HEADROOM_CUDA_SOURCES CONFIGURE_DEPENDS kernels/cuda/*.cu kernels/cuda/*.c)
-file(GLOB HEADROOM_CUDA_KERNELS CONFIGURE_DEPENDS kernels/cuda/attention_*.cu)
-if(NOT HEADROOM_CUDA_KERNELS)
-  set(HEADROOM_CUDA_SOURCES)
-endif()
 # Looking for a compiler takes seconds, so AUTO does it only when there is something to compile.
 if(HEADROOM_CUDA STREQUAL "OFF" OR (HEADROOM_CUDA STREQUAL "AUTO" AND NOT HEADROOM_CUDA_SOURCES))
   return()

@@ -106,6 +106,11 @@ void hr_plan_device_free(hr_plan_device *device)
     free(device);
 }
 
+void *hr_plan_device_stream(const hr_plan_device *device)
+{
+    return device ? device->args.stream : NULL;
+}
+
 /* Scales by token have stride 1 along tokens, by channel along channels. */
 static hr_sm90_scale scale_of(const hr_packed *packed)
 {

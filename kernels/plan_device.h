@@ -25,6 +25,9 @@ typedef struct hr_plan_device hr_plan_device;
 hr_status hr_plan_device_create(hr_plan *plan, void *stream) HR_NODISCARD;
 void hr_plan_device_free(hr_plan_device *device);
 
+/* The stream of its plan; NULL for NULL, a plan on the CPU. */
+void *hr_plan_device_stream(const hr_plan_device *device);
+
 /* Queues a run on the plan's stream; io has been checked. */
 hr_status hr_plan_device_run(const hr_plan *plan, const hr_plan_io *io) HR_NODISCARD;
 

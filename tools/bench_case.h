@@ -32,6 +32,7 @@ typedef struct bench_result {
 } bench_result;
 
 typedef struct bench_state {
+    hr_device device;
     int32_t repeats, threads;
     int32_t cases;      /* run so far */
     int64_t cold_bytes; /* memory that the copies of K and V take together at least; 0: one copy */

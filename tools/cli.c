@@ -85,6 +85,14 @@ long cli_number(const char *option, const char *text, long low, long high)
     return value;
 }
 
+hr_device cli_parse_device(const char *text)
+{
+    hr_device device;
+    if (hr_device_parse(text, &device) != HR_OK)
+        cli_bad_argument("--device is \"%s\"; it takes cpu or cuda", text);
+    return device;
+}
+
 /* Digits only; -1 for anything else or a number above INT_MAX - 1. */
 static int layer_number(const char *text, const char **end)
 {

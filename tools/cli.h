@@ -57,6 +57,15 @@ error_t cli_parse_files(int key, char *text, const struct argp_state *state, cli
 /* Prints "headroom VERB: message" to stderr and exits with CLI_USAGE. */
 _Noreturn void cli_bad_argument(const char *format, ...) HR_PRINTF(1, 2);
 
+/* The option --device of verbs that run kernels, and its value; a name that is none is CLI_USAGE.
+ */
+#define CLI_DEVICE_OPTION(key)                                                                     \
+    {                                                                                              \
+        "device", key, "NAME", 0,                                                                  \
+            "Run on cpu (default) or cuda, an NVIDIA GPU of the Hopper kind", 0                    \
+    }
+hr_device cli_parse_device(const char *text);
+
 /* Reads a whole number in [low, high], or ends with a usage error that names the option. */
 long cli_number(const char *option, const char *text, long low, long high);
 

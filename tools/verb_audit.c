@@ -14,7 +14,7 @@
 #include "mask_option.h"
 #include "report_page.h"
 
-enum { LIST_MAX = 64, KEY_BUDGET = 256, KEY_REPEATS };
+enum { LIST_MAX = 64, KEY_BUDGET = 256, KEY_REPEATS, KEY_DEVICE };
 
 typedef struct audit_arguments {
     cli_common common;
@@ -23,6 +23,7 @@ typedef struct audit_arguments {
     char *observers;
     double budget;
     long repeats;
+    hr_device device;
 } audit_arguments;
 
 static const struct argp_option options[] = {
@@ -37,6 +38,7 @@ static const struct argp_option options[] = {
     {"budget", KEY_BUDGET, "X", 0,
      "Largest relative L2 error of the output a head may have (default 0.05)", 0},
     {"repeats", KEY_REPEATS, "N", 0, "Timed runs of each recipe (default 7)", 0},
+    CLI_DEVICE_OPTION(KEY_DEVICE),
     {0},
 };
 
@@ -59,6 +61,9 @@ static error_t parse(int key, char *text, struct argp_state *state)
         return 0;
     case KEY_REPEATS:
         arguments->repeats = cli_number("--repeats", text, 1, 10000);
+        return 0;
+    case KEY_DEVICE:
+        arguments->device = cli_parse_device(text);
         return 0;
     default:
         return cli_parse_files(key, text, state, &arguments->files);
@@ -335,6 +340,7 @@ int verb_audit(int argc, char **argv)
     static hr_recipe recipes[LIST_MAX];
     const char *observers[LIST_MAX];
     hr_audit_options audit_options = {.threads = arguments.common.threads,
+                                      .device = arguments.device,
                                       .repeats = (int32_t)arguments.repeats,
                                       .progress = show_progress};
     int code = parse_recipes(arguments.files.recipe, recipes, &audit_options.recipe_count);

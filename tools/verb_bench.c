@@ -25,7 +25,8 @@ enum {
     KEY_KV_HEADS,
     KEY_REPEATS,
     KEY_MASK,
-    KEY_COLD
+    KEY_COLD,
+    KEY_DEVICE
 };
 
 typedef struct bench_arguments {
@@ -35,6 +36,7 @@ typedef struct bench_arguments {
     long head_dim[LIST_MAX], seqlen_q[LIST_MAX], seqlen_kv[LIST_MAX];
     int head_dims, seqlens_q, seqlens_kv;
     long heads, kv_heads, repeats, cold;
+    hr_device device;
     bool full, causal;
 } bench_arguments;
 
@@ -52,6 +54,7 @@ static const struct argp_option options[] = {
      "Go through so many copies of K and V in turn that they take MIB of memory: with more than "
      "the caches hold, K and V come from memory, as in decode (default: one copy)",
      0},
+    CLI_DEVICE_OPTION(KEY_DEVICE),
     {0},
 };
 
@@ -105,6 +108,9 @@ static error_t parse(int key, char *text, struct argp_state *state)
         return 0;
     case KEY_COLD:
         a->cold = cli_number("--cold", text, 1, 1 << 20);
+        return 0;
+    case KEY_DEVICE:
+        a->device = cli_parse_device(text);
         return 0;
     case KEY_MASK:
         parse_mask(text, a);
@@ -230,16 +236,19 @@ int verb_bench(int argc, char **argv)
                                  .causal = true};
     cli_parse(&argp, argc, argv, &arguments);
 
-    bench_state state = {.repeats = (int32_t)arguments.repeats,
+    bench_state state = {.device = arguments.device,
+                         .repeats = (int32_t)arguments.repeats,
                          .threads = arguments.common.threads,
                          .cold_bytes = (int64_t)arguments.cold << 20};
-    if (hr_isa_mask() == 0) return cli_fail_library(NULL);
+    if (hr_isa_mask() == 0 || hr_device_check(state.device) != HR_OK) return cli_fail_library(NULL);
     int code = bench_state_init(&state);
     json_t *rows = json_array();
     if (code == CLI_OK && !arguments.common.json) print_heading(arguments.mask.given);
     for (int k = 0; k < hr_kernel_count() && code == CLI_OK; k++) {
         const hr_kernel_info *kernel = hr_kernel_at(k);
-        if (hr_isa_mask() >> kernel->isa & 1) code = bench_kernel(&arguments, kernel, &state, rows);
+        const bool of_device = (kernel->isa == HR_ISA_SM90) == (state.device == HR_DEVICE_CUDA);
+        if (of_device && hr_isa_mask() >> kernel->isa & 1)
+            code = bench_kernel(&arguments, kernel, &state, rows);
     }
     if (code == CLI_OK && state.cases == 0)
         code = arguments.filter

@@ -14,8 +14,11 @@ typedef struct run_arguments {
     cli_common common;
     cli_mask mask;
     cli_files files;
+    hr_device device;
     bool check;
 } run_arguments;
+
+enum { KEY_DEVICE = 256 };
 
 static const struct argp_option options[] = {
     {"output", 'o', "OUT", 0, "The file to write O and LSE to (required)", 0},
@@ -24,6 +27,7 @@ static const struct argp_option options[] = {
     {"kernel", 'k', "NAME", 0,
      "Run this kernel (default: the best one; headroom kernels lists them)", 0},
     {"check", 'c', NULL, 0, "Print the error against the FP64 reference", 0},
+    CLI_DEVICE_OPTION(KEY_DEVICE),
     {0},
 };
 
@@ -36,6 +40,9 @@ static error_t parse(int key, char *text, struct argp_state *state)
         return cli_child_input(state, &arguments->common);
     case 'c':
         arguments->check = true;
+        return 0;
+    case KEY_DEVICE:
+        arguments->device = cli_parse_device(text);
         return 0;
     default:
         return cli_parse_files(key, text, state, &arguments->files);
@@ -102,7 +109,8 @@ static int make_plan(const run_arguments *arguments, const hr_attention_problem 
                      const hr_recipe *recipe, hr_plan **plan)
 {
     hr_plan_options plan_options = {.kernel = arguments->files.kernel,
-                                    .threads = arguments->common.threads};
+                                    .threads = arguments->common.threads,
+                                    .device = arguments->device};
     if (hr_plan_create(problem, recipe, &plan_options, plan) != HR_OK)
         return cli_fail_library(NULL);
     return CLI_OK;
@@ -118,10 +126,12 @@ static int run_plan(hr_plan *plan, const hr_packed_layer *packed, layer_output *
     out->o = calloc((size_t)(shape[0] * shape[1] * shape[2]), sizeof *out->o);
     out->lse = calloc((size_t)(shape[0] * shape[1]), sizeof *out->lse);
     if (!out->o || !out->lse) return cli_fail("out of memory for the output");
-    hr_tensor o = hr_tensor_view(HR_DTYPE_F32, 3, shape, out->o);
-    hr_tensor lse = hr_tensor_view(HR_DTYPE_F32, 2, shape, out->lse);
-    if (hr_plan_run(plan, packed, &o, &lse) != HR_OK) return cli_fail_library(NULL);
-    return CLI_OK;
+    hr_device_run *run;
+    hr_status status = hr_device_run_create(plan, packed, &run);
+    if (status == HR_OK) status = hr_device_run_start(run);
+    if (status == HR_OK) status = hr_device_run_fetch(run, out->o, out->lse);
+    hr_device_run_free(run);
+    return status == HR_OK ? CLI_OK : cli_fail_library(NULL);
 }
 
 static int run_recording_layer(const run_arguments *arguments, const layer_input *input,

@@ -255,12 +255,32 @@ HR_API double hr_plan_flops(const hr_plan *plan);
 
 /*
  * Runs a plan whose problem has no paging. o: F32 [total_q, num_heads, head_dim], strides free but
- * the last, which is 1. lse: F32 [total_q, num_heads] or NULL. Packed operands must have the plan's
- * shapes, recipe and layouts: HR_ERROR_MISMATCH says which differs. Rows of sequences without keys
- * are O = 0, LSE = -inf (with a sink: LSE = the sink).
+ * the last, which is 1; on a GPU also BF16, its address a multiple of 8 and its strides even. lse:
+ * F32 [total_q, num_heads] or NULL. Packed operands must have the plan's shapes, recipe and
+ * layouts: HR_ERROR_MISMATCH says which differs. Rows of sequences without keys are O = 0, LSE =
+ * -inf (with a sink: LSE = the sink).
  */
 HR_API hr_status hr_plan_run(hr_plan *plan, const hr_packed_layer *operands, const hr_tensor *o,
                              const hr_tensor *lse) HR_NODISCARD;
+
+/*
+ * Runs of a plan, on whatever device it is, for a caller that has operands and wants results in
+ * host memory: operands are copied to the device once, and O and LSE live there. On the CPU the
+ * operands are used in place and must outlive the run, as the plan must.
+ *
+ *     create -> (start, any number of times) -> wait or fetch -> free
+ *
+ * start is hr_plan_run, and returns on a GPU when the work is queued; wait returns when it is done;
+ * fetch waits and copies O [total_q, num_heads, head_dim] and LSE [total_q, num_heads], either of
+ * which may be NULL.
+ */
+typedef struct hr_device_run hr_device_run;
+HR_API hr_status hr_device_run_create(hr_plan *plan, const hr_packed_layer *operands,
+                                      hr_device_run **out) HR_NODISCARD;
+HR_API hr_status hr_device_run_start(hr_device_run *run) HR_NODISCARD;
+HR_API hr_status hr_device_run_wait(hr_device_run *run) HR_NODISCARD;
+HR_API hr_status hr_device_run_fetch(hr_device_run *run, float *o, float *lse) HR_NODISCARD;
+HR_API void hr_device_run_free(hr_device_run *run);
 
 /*
  * Runs a plan whose problem has paging: K and V are read from the cache, through the problem's

@@ -104,9 +104,10 @@ typedef struct hr_audit_options {
      * as all its layers allow). Causality is the recording's. NULL: nothing.
      */
     const hr_mask *mask;
-    int32_t threads; /* of the timed runs; 0: OpenMP's default, which all else uses */
-    int32_t repeats; /* timed runs a config; 0: 7 */
-    int32_t top_k;   /* 0: 8 */
+    hr_device device; /* where recipes run; NULL recipes are then the presets it has kernels for */
+    int32_t threads;  /* of the timed runs; 0: OpenMP's default, which all else uses */
+    int32_t repeats;  /* timed runs a config; 0: 7 */
+    int32_t top_k;    /* 0: 8 */
     hr_progress progress;
     void *progress_context;
 } hr_audit_options;
