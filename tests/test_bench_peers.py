@@ -67,7 +67,7 @@ class Programs(unittest.TestCase):
                                 f"--variant {participant.variant} " in line
                                 for line in commands), participant.name)
         for line in commands:
-            self.assertIn("--kv-heads 2 --mask full --threads 1 --cold 768", line)
+            self.assertIn("--kv-heads 2 --mask full --threads 1 --cold 640", line)
 
     def test_unknown_row(self):
         done = subprocess.run([sys.executable, PEERS / "run.py", "measure", "--rows", "nothing"],

@@ -63,8 +63,7 @@ float *peer_by_head(const float *x, int seqlen, int heads, int head_dim)
     return out;
 }
 
-static const float *load(const char *prefix, const char *suffix, int seqlen, int heads,
-                         int head_dim)
+static float *load(const char *prefix, const char *suffix, int seqlen, int heads, int head_dim)
 {
     char path[4096];
     const size_t count = (size_t)seqlen * (size_t)heads * (size_t)head_dim;
@@ -196,13 +195,19 @@ int main(int argc, char **argv)
     driver_arguments arguments = {.problem = {.threads = 1}};
     argp_parse(&argp, argc, argv, 0, NULL, &arguments);
     peer_case *problem = &arguments.problem;
-    problem->q =
+    float *q =
         load(arguments.inputs, "q", problem->seqlen_q, problem->num_heads, problem->head_dim);
-    problem->k =
+    float *k =
         load(arguments.inputs, "k", problem->seqlen_kv, problem->num_kv_heads, problem->head_dim);
-    problem->v =
+    float *v =
         load(arguments.inputs, "v", problem->seqlen_kv, problem->num_kv_heads, problem->head_dim);
+    problem->q = q;
+    problem->k = k;
+    problem->v = v;
     peer *p = peer_open(problem);
+    free(q);
+    free(k);
+    free(v);
     const double cold_bytes = (double)arguments.cold_mib * (1 << 20);
     int copies = 1;
     while (strcmp(peer_unit(p), "s") == 0 && (double)peer_kv_bytes(p) * copies < cold_bytes) {

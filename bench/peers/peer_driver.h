@@ -25,7 +25,7 @@ typedef struct peer_case {
     const char *variant;
     int head_dim, seqlen_q, seqlen_kv, num_heads, num_kv_heads, threads;
     bool causal;            /* bottom-right aligned; only with seqlen_q == seqlen_kv or 1 */
-    const float *q, *k, *v; /* [seqlen, heads, head_dim], live as long as the peer */
+    const float *q, *k, *v; /* [seqlen, heads, head_dim]; gone once peer_open has returned */
 } peer_case;
 
 typedef struct peer peer; /* one problem, ready to run */

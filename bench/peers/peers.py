@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = pathlib.Path(__file__).resolve().parent
 BUILD = ROOT / "build" / "peers"
 PREFIX = ROOT / "build" / "venv-peers"
-COLD_MIB = 768  # of K and V that a cold row goes through; more than any last-level cache share
+COLD_MIB = 640  # of K and V that a cold row goes through; more than any last-level cache share
 
 
 @dataclasses.dataclass(frozen=True)

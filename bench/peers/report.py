@@ -8,7 +8,11 @@ def median_of(entry):
 
 
 def spread_of(entry):
-    return (max(entry["figures"]) - min(entry["figures"])) / median_of(entry)
+    """The interquartile range over the median; 0 of a single figure."""
+    if len(entry["figures"]) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(entry["figures"], n=4, method="inclusive")
+    return (high - low) / median_of(entry)
 
 
 def named(burst, name):
