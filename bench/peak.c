@@ -21,6 +21,7 @@ static peak_loop find_loop(hr_peak_kind kind)
 #if defined(__x86_64__)
     uint32_t mask = hr_isa_mask();
     if (kind == HR_PEAK_INT8) return mask >> HR_ISA_AVX512VNNI & 1 ? hr_peak_int8_avx512vnni : NULL;
+    if (kind == HR_PEAK_FP16) return mask >> HR_ISA_AVX512FP16 & 1 ? hr_peak_fp16_avx512fp16 : NULL;
     if (mask >> HR_ISA_AVX512 & 1) return hr_peak_fp32_avx512;
     if (mask >> HR_ISA_AVX2 & 1) return hr_peak_fp32_avx2;
 #else

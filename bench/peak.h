@@ -9,6 +9,7 @@
 
 typedef enum hr_peak_kind {
     HR_PEAK_FP32, /* FP32 fused multiply-add, the widest vectors of the processor */
+    HR_PEAK_FP16, /* FP16 fused multiply-add */
     HR_PEAK_INT8  /* INT8 dot products into int32 (vpdpbusd) */
 } hr_peak_kind;
 
@@ -27,6 +28,7 @@ double hr_peak_read_gbps(const void *memory, size_t bytes, int threads);
 /* The loops: each does `rounds` rounds and returns the operations done. */
 double hr_peak_fp32_avx2(long rounds);
 double hr_peak_fp32_avx512(long rounds);
+double hr_peak_fp16_avx512fp16(long rounds);
 double hr_peak_int8_avx512vnni(long rounds);
 
 #endif

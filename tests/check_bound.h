@@ -34,11 +34,13 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "check_bound_half.h"
 #include "check_recipes.h"
 #include "pack_scale.h"
 #include "plan.h"
 
 #define UNIT 0x1p-24
+#define SMALLEST 0x1p-126 /* weights below may be 0 in a kernel */
 
 /* The constants of 1 to 3 for one kernel and recipe. */
 typedef struct error_model {
@@ -47,6 +49,7 @@ typedef struct error_model {
     double p_relative, p_absolute; /* of the weight; of the tile's largest */
     bool fold_v;                   /* V's token scales are rounded together with P */
     bool p_running; /* P is rounded relative to a running maximum: M_t is that of all keys */
+    bool half;      /* products are in FP16: check_bound_half.h */
     int32_t tile_kv;
 } error_model;
 
@@ -65,6 +68,8 @@ static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *r
     case HR_DTYPE_E4M3:
         model.p_relative = 0x1p-4;
         model.p_absolute = 0x1p-10 / 448;
+        model.half = row->isa == HR_ISA_AVX512FP16 && row->max_seqlen_q == 0;
+        if (model.half) model.dot_terms = 0;
         break;
     case HR_DTYPE_U8:
         /* kernels/cpu/integer_softmax.h: 2^x is good to 2.9e-6 and log2 of V's scale to 3.4e-7. */
@@ -134,6 +139,7 @@ typedef struct bound_input {
 /* What a bound needs to know of a sequence's keys under one KV head. */
 typedef struct key_facts {
     const float *k, *v;     /* of the key */
+    double scale;           /* of k's codes */
     double norm, sum, half; /* |k|, |k|_1, h_k */
     double v_half, fold;    /* h_v, f */
 } key_facts;
@@ -154,6 +160,7 @@ static inline key_facts *list_keys(const bound_input *in, int32_t sequence, int3
         key->v = in->v + offset;
         key->norm = sqrt(dot_product(key->k, key->k, head_dim));
         key->sum = absolute_sum(key->k, head_dim);
+        key->scale = k->scale ? token_scale(k, kv_head, sequence, j) : 1;
         key->half = half_unit(&in->model, k, kv_head, sequence, j);
         key->v_half = half_unit(&in->model, v, kv_head, sequence, j);
         key->fold = fold ? token_scale(v, kv_head, sequence, j) : 1;
@@ -165,6 +172,9 @@ static inline key_facts *list_keys(const bound_input *in, int32_t sequence, int3
 typedef struct row_state {
     double *weight, *error; /* w_j; D_j, then E_j; 0 for keys that are not seen */
     double largest;         /* max |s_j| */
+    double q_scale;         /* of q's codes */
+    const float *v_scale;   /* of v's, one a channel or one for all */
+    bool v_channels;
     bool *visible;
     int32_t keys; /* seqlen_kv */
 } row_state;
@@ -186,6 +196,8 @@ static inline void bound_logits(const bound_input *in, const key_facts *keys, co
         const key_facts *key = &keys[j];
         double s = scale * dot_product(q, key->k, head_dim);
         double error = scale * in->model.dot_terms * UNIT * q_norm * key->norm;
+        if (in->model.half)
+            error += scale * half_dot_error(q, key->k, head_dim, state->q_scale * key->scale);
         error += scale * (q_half * key->sum + key->half * q_sum + head_dim * q_half * key->half);
         error += 16 * UNIT * (fabs(s) + (cap > 0 ? fabs(bias) : 0));
         if (cap > 0) {
@@ -210,6 +222,48 @@ static inline int32_t count_tiles(const row_state *state, int32_t tile)
     return tiles + 1; /* kept keys end one without a gap */
 }
 
+/* M_t of the tile that starts at key `begin`. */
+static inline double tile_top(const error_model *model, const row_state *state,
+                              const key_facts *keys, int32_t begin)
+{
+    double top = 0;
+    const int32_t end = model->p_running ? state->keys : begin + model->tile_kv;
+    for (int32_t j = model->p_running ? 0 : begin; j < end && j < state->keys; j++)
+        top = fmax(top, state->weight[j] * keys[j].fold);
+    return top;
+}
+
+/* What sums of weighted values of keys [begin, end) in FP16 add to step 5. */
+static inline void bound_value_sums(const row_state *state, const key_facts *keys, int32_t begin,
+                                    int32_t end, int32_t head_dim, double top, double *o_bound)
+{
+    for (int32_t c = 0; c < head_dim; c++) {
+        half_path path = {0};
+        for (int32_t j = begin; j < end; j++)
+            if (state->visible[j]) half_path_add(&path, state->weight[j] * (double)keys[j].v[c]);
+        double unit = top * (double)state->v_scale[state->v_channels ? c : 0];
+        o_bound[c] += half_sum_error(&path, unit);
+    }
+}
+
+/*
+ * A row whose logits are too uncertain for first-order bounds. What stays certain: LSE is off by no
+ * more than the worst logit and what follows it; O is a mean of values, each weight rounded by 2^-4
+ * at most.
+ */
+static inline void bound_undecided(const row_state *state, const key_facts *keys, int32_t head_dim,
+                                   double *o_bound, double *lse_bound)
+{
+    double worst = 0;
+    for (int32_t j = 0; j < state->keys; j++) {
+        if (!state->visible[j]) continue;
+        worst = fmax(worst, log1p(state->error[j]));
+        for (int32_t c = 0; c < head_dim; c++)
+            o_bound[c] = fmax(o_bound[c], 2.25 * fabs((double)keys[j].v[c]));
+    }
+    *lse_bound = worst + state->keys * HALF_LOST;
+}
+
 /* Steps 2 to 5 for one row; o_bound has head_dim entries. */
 static inline void bound_row(const bound_input *in, const key_facts *keys, double bias, double sink,
                              double lse, row_state *state, double *o_bound, double *lse_bound)
@@ -221,29 +275,39 @@ static inline void bound_row(const bound_input *in, const key_facts *keys, doubl
     double total = 8 * UNIT; /* T */
     if (sink > -INFINITY)
         total += exp(sink - lse) * (joined + 4 * UNIT * (fabs(sink) + fabs(bias)));
+    double top = 0; /* M_t */
     for (int32_t j = 0; j < state->keys; j++) {
+        if (j % tile == 0) top = tile_top(model, state, keys, j);
         if (!state->visible[j]) continue;
         state->error[j] = expm1(state->error[j]) + model->exp_error + joined;
+        if (model->half) state->error[j] += half_weight_error(state->weight[j], top);
         total += state->weight[j] * state->error[j];
+        if (model->half) total += HALF_LOST * top;
     }
-    /* A bound of a quarter or more would say nothing; the shapes and fills stay far below. */
+    /*
+     * A bound of a quarter or more would say nothing. The shapes and fills stay far below, but for
+     * FP16 products under logits of some dozens: e_quant is near 1 there too.
+     */
+    if (model->half && total >= 0.25) {
+        bound_undecided(state, keys, head_dim, o_bound, lse_bound);
+        return;
+    }
     cr_assert_lt(total, 0.25, "the error bound is too loose to test anything: %g", total);
 
     for (int32_t begin = 0; begin < state->keys;) {
         int32_t end = (begin / tile + 1) * tile;
         if (end > state->keys) end = state->keys;
-        double top = 0; /* M_t */
-        const int32_t from = model->p_running ? 0 : begin;
-        for (int32_t j = from; j < (model->p_running ? state->keys : end); j++)
-            top = fmax(top, state->weight[j] * keys[j].fold);
+        top = tile_top(model, state, keys, begin);
         for (int32_t j = begin; j < end; j++) {
             if (!state->visible[j]) continue;
             const double weight = state->weight[j];
-            double factor = weight * (state->error[j] + total + 2 * UNIT);
+            double factor = weight * (state->error[j] + total + 2 * UNIT) + SMALLEST;
+            if (model->half) factor += HALF_LOST * top;
             factor += model->p_relative * weight + model->p_absolute * top / keys[j].fold;
             for (int32_t c = 0; c < head_dim; c++)
                 o_bound[c] += factor * fabs((double)keys[j].v[c]) + weight * keys[j].v_half;
         }
+        if (model->half) bound_value_sums(state, keys, begin, end, head_dim, top, o_bound);
         begin = end;
     }
     for (int32_t c = 0; c < head_dim; c++)
@@ -264,8 +328,11 @@ static inline void bound_head(const bound_input *in, int32_t sequence, int32_t h
     row_state state = {.weight = malloc(count * sizeof(double)),
                        .error = malloc(count * sizeof(double)),
                        .visible = malloc(count),
+                       .v_scale = in->packed->v.scale,
+                       .v_channels = in->packed->v.recipe.granularity == HR_GRANULARITY_CHANNEL,
                        .keys = args.seqlen_kv};
     cr_assert(state.weight && state.error && state.visible);
+    if (state.v_scale) state.v_scale += hr_scale_offset(&in->packed->v, kv_head, sequence);
     for (int32_t row = 0; row < args.seqlen_q; row++) {
         const int64_t token = problem->cu_seqlens_q[sequence] + row, index = token * heads + head;
         hr_mask_row(problem, sequence, head, row, state.visible);
@@ -279,6 +346,7 @@ static inline void bound_head(const bound_input *in, int32_t sequence, int32_t h
         if (q_packed->lse_bias)
             bias = (double)problem->softmax_scale *
                    (double)q_packed->lse_bias[head * q_packed->total_tokens + token];
+        if (in->model.half) state.q_scale = token_scale(q_packed, head, sequence, row);
         double q_half = half_unit(&in->model, q_packed, head, sequence, row);
         bound_logits(in, keys, in->q + index * head_dim, q_half, bias, &args, row, head,
                      in->lse[index], &state);

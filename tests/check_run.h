@@ -230,7 +230,7 @@ static inline void bound_case(check_case *test, const hr_packed_layer *packed,
                               const hr_kernel_info *row)
 {
     error_model model = model_of(row, &test->recipe, test->shape.head_dim);
-    if (test->bound_model.tile_kv == model.tile_kv) return;
+    if (test->bound_model.tile_kv == model.tile_kv && test->bound_model.half == model.half) return;
     test->bound_model = model;
     compute_bound(&(bound_input){.problem = &test->problem,
                                  .packed = packed,

@@ -309,7 +309,9 @@ static int sample(const bench_case *c, bench_state *state, jobs *all, double *co
                   int32_t r)
 {
     job *kernel = &all->kernel;
-    hr_peak_kind kind = c->kernel->p_dtype == HR_DTYPE_U8 ? HR_PEAK_INT8 : HR_PEAK_FP32;
+    hr_peak_kind kind = c->kernel->p_dtype == HR_DTYPE_U8     ? HR_PEAK_INT8
+                        : c->kernel->isa == HR_ISA_AVX512FP16 ? HR_PEAK_FP16
+                                                              : HR_PEAK_FP32;
     double flops = hr_plan_flops(kernel->plan);
     const bool cpu = state->device == HR_DEVICE_CPU; /* the peaks are the processor's */
     columns[ROOF][r] = cpu ? hr_peak_gops(kind, state->threads) : NAN;
