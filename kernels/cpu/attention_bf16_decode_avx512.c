@@ -1,24 +1,107 @@
 /*
- * BF16 decode on AVX-512: Q, K, V and P in BF16, products and statistics in FP32. The query heads
- * of a KV head are rows of one task, so that each tile of K and V is read and decoded once for all.
+ * BF16 decode on AVX-512: K and V become FP32 by a shift or a mask; products, P and statistics are
+ * FP32.
  */
-#include "vec_avx512.h"
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
 
-#include "float_tile.h"
+typedef __m512 wide_vec;
+
+enum { CODE_BYTES = 2, OUTPUTS = 16, FLUSH_KEYS = 256, PEAK_WEIGHT = 1 };
+
+#define PRODUCT_SCALE 1.0f
+#define VALUE_SCALE 1.0f
+#define WIDE_INLINE static inline __attribute__((always_inline))
+
+WIDE_INLINE wide_vec wide_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+
+WIDE_INLINE wide_vec wide_of(__m512i raw, int plane)
+{
+    return _mm512_castsi512_ps(plane ? _mm512_and_si512(raw, _mm512_set1_epi32((int32_t)0xffff0000))
+                                     : _mm512_slli_epi32(raw, 16));
+}
+
+WIDE_INLINE wide_vec wide_fma(wide_vec a, wide_vec b, wide_vec c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+WIDE_INLINE wide_vec wide_weight(int32_t dword)
+{
+    return _mm512_castsi512_ps(_mm512_set1_epi32(dword));
+}
+
+WIDE_INLINE __m512 sum_two(__m512 a, __m512 b)
+{
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
+WIDE_INLINE __m512 sum_keys(const wide_vec sum[4])
+{
+    return sum_two(sum_two(sum[0], sum[1]), sum_two(sum[2], sum[3]));
+}
+
+WIDE_INLINE void add_vector(float *t, wide_vec sum)
+{
+    _mm512_store_ps(t, _mm512_add_ps(_mm512_load_ps(t), sum));
+}
+
+static inline float value_of(uint32_t code)
+{
+    const uint32_t bits = code << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline void put_query(wide_vec *out, int32_t element, uint32_t code)
+{
+    const float value = value_of(code);
+    memcpy((float *)out + element, &value, sizeof value);
+}
+
+WIDE_INLINE __m512i weights_of(__m512 p)
+{
+    return _mm512_castps_si512(p);
+}
+
+static inline float float_weight(float weight)
+{
+    return weight;
+}
+
+/* NaN and infinity of K come out of the products by themselves. */
+WIDE_INLINE void watch_key(__m512i *seen, __m512i raw)
+{
+    (void)seen;
+    (void)raw;
+}
+
+/* The largest magnitudes. */
+WIDE_INLINE void watch_value(__m512i *seen, __m512i raw)
+{
+    *seen = _mm512_max_epu16(*seen, _mm512_and_si512(raw, _mm512_set1_epi16(0x7fff)));
+}
+
+static inline int is_special(__m512i seen)
+{
+    return _mm512_cmpge_epu16_mask(seen, _mm512_set1_epi16(0x7f80)) != 0;
+}
+
+#include "float_decode_avx512.h"
 #include "kernel_rows.h"
-
-enum { TILE_Q = HR_TILE_Q(bf16_decode, avx512), TILE_KV = HR_TILE_KV(bf16_decode, avx512) };
 
 size_t hr_attention_bf16_decode_avx512_scratch(int32_t head_dim)
 {
-    return float_tile_scratch(head_dim, TILE_Q, TILE_KV);
+    return float_decode_scratch(head_dim);
 }
 
 void hr_attention_bf16_decode_avx512(const hr_kernel_args *args)
 {
-    float_tile_run(args, (float_formats){.qk = HR_DTYPE_BF16,
-                                         .v = HR_DTYPE_BF16,
-                                         .p = HR_DTYPE_BF16,
-                                         .tile_q = TILE_Q,
-                                         .tile_kv = TILE_KV});
+    float_decode_run(args);
 }

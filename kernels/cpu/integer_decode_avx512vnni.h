@@ -17,43 +17,7 @@
 
 #include <assert.h>
 
-#include "integer_decode_load_avx512vnni.h"
-
-enum {
-    DECODE_ROWS = 128,          /* tile_q: 8 heads of 16 queries */
-    X_STRIDE = DECODE_TILE + 16 /* rows 4 KiB apart would stall loads behind stores */
-};
-
-typedef struct decode_state {
-    ALIGNED float x[DECODE_ROWS][X_STRIDE];
-    ALIGNED uint8_t p[DECODE_ROWS][DECODE_TILE];
-    ALIGNED float l[DECODE_ROWS][HR_INTEGER_LANES];
-    ALIGNED float m[DECODE_ROWS], e[DECODE_ROWS], a[DECODE_ROWS], largest[DECODE_ROWS];
-    ALIGNED float alpha[DECODE_ROWS], beta[DECODE_ROWS];
-    ALIGNED float alpha_o[DECODE_ROWS], beta_o[DECODE_ROWS];
-    ALIGNED float k[DECODE_TILE], k_magic[DECODE_TILE], u[DECODE_TILE], r[DECODE_TILE];
-    ALIGNED uint8_t k_block[KEY_STEP * HR_INTEGER_MAX_HEAD_DIM];
-    ALIGNED int8_t v_block[VALUE_STEP * HR_INTEGER_MAX_HEAD_DIM];
-    ALIGNED uint8_t k_zero[DECODE_TILE], v_zero[DECODE_TILE];
-    tile_rows place[2]; /* of this tile and of the next, in turn */
-    double factor[DECODE_ROWS];
-    int32_t init[DECODE_ROWS]; /* bits of 1.5 * 2^23, less 128 times the sum of q */
-    int32_t lo[DECODE_ROWS], hi[DECODE_ROWS];
-    const hr_kernel_args *args;
-    int32_t rows;
-    int32_t vectors;      /* that 4 tokens' codes fill, which is also the vectors of O */
-    int32_t first, count; /* keys [first, first + count) are the tile's */
-    int32_t from, to;     /* multiples of 64: the range's keys of the tile are in [from, to) */
-    int32_t end;          /* those that exist: the lesser of count and to */
-    int32_t f;            /* F of the tile */
-    float tile_e;         /* E of the tile */
-    tile_rows *tile;
-    int64_t found; /* first key of the tile that `ahead` is to fetch */
-    prefetcher ahead;
-    __m512i *q; /* [rows][vectors], in the order of a K block, four times */
-    __m512i *t; /* [rows][vectors] int32, in the order of a V block */
-    float *o;   /* the same order */
-} decode_state;
+#include "integer_decode_products_avx512vnni.h"
 
 static inline size_t integer_decode_scratch(int32_t head_dim)
 {
@@ -87,109 +51,6 @@ static void prepare_tile(decode_state *s)
     }
     s->f = f;
     s->tile_e = (float)e;
-}
-
-/* sum += products of four bytes. In assembly: gcc 12 copies accumulators around the intrinsic. */
-INLINE void add_products(__m512i *sum, __m512i unsigned_bytes, __m512i signed_bytes)
-{
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(unsigned_bytes), "v"(signed_bytes));
-}
-
-/* The sums of a's, b's, c's and d's lanes as the lanes of one vector. */
-INLINE __m512i sum_lanes(__m512i a, __m512i b, __m512i c, __m512i d)
-{
-    __m512i ab =
-        _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
-    __m512i cd =
-        _mm512_add_epi32(_mm512_shuffle_i32x4(c, d, 0x88), _mm512_shuffle_i32x4(c, d, 0xdd));
-    return _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xdd));
-}
-
-/* x [row][key .. key + 16) = the bits of 1.5 * 2^23 + S, from the sums of 4 times 4 keys. */
-INLINE void store_scores(decode_state *s, int32_t row, int32_t key, const __m512i sum[4])
-{
-    __m512i total = sum_lanes(sum[0], sum[1], sum[2], sum[3]);
-    total = _mm512_add_epi32(total, _mm512_set1_epi32(s->init[row]));
-    _mm512_store_ps(s->x[row] + key, _mm512_castsi512_ps(total));
-}
-
-/* S of keys [key, key + 16) for one or two rows, straight from memory. rows is a constant. */
-INLINE void score_keys(decode_state *s, const code_rows *k, const code_rows *v, int rows,
-                       int32_t key, code_kind kind)
-{
-    const int planes = kind == CODES_BYTES ? 1 : 2;
-    __m512i sum[2][4];
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; g++) {
-        const uint8_t *row[4];
-        const __m512i zero = key_zeros(s->k_zero + key + 4 * g, kind);
-        four_rows(k, s->tile, key + 4 * g, row);
-        prefetch_rows(&s->ahead, k, v, 2);
-#pragma GCC unroll 2
-        for (int r = 0; r < rows; r++)
-            sum[r][g] = _mm512_setzero_si512();
-        for (int32_t part = 0; part < k->parts; part++) {
-            __m512i codes[8];
-            key_vectors(k, row, part, kind, zero, codes);
-#pragma GCC unroll 8
-            for (int i = 0; i < 4 * planes; i++)
-#pragma GCC unroll 2
-                for (int r = 0; r < rows; r++)
-                    add_products(&sum[r][g], codes[i],
-                                 s->q[r * s->vectors + part * 4 * planes + i]);
-        }
-    }
-#pragma GCC unroll 2
-    for (int r = 0; r < rows; r++)
-        store_scores(s, r, key, sum[r]);
-}
-
-/* Keys [key, key + 16) of the tile to k_block: [4 of 4 keys][part][vectors of key_vectors]. */
-INLINE void load_keys(decode_state *s, const code_rows *k, int32_t key, code_kind kind)
-{
-    const int planes = kind == CODES_BYTES ? 1 : 2;
-    __m512i *out = (__m512i *)s->k_block;
-    for (int g = 0; g < 4; g++) {
-        const uint8_t *row[4];
-        const __m512i zero = key_zeros(s->k_zero + key + 4 * g, kind);
-        four_rows(k, s->tile, key + 4 * g, row);
-        for (int32_t part = 0; part < k->parts; part++, out += 4 * planes) {
-            __m512i codes[8];
-            key_vectors(k, row, part, kind, zero, codes);
-#pragma GCC unroll 8
-            for (int i = 0; i < 4 * planes; i++)
-                _mm512_store_si512(out + i, codes[i]);
-        }
-    }
-}
-
-/* S of keys [key, key + 16) for some rows, from k_block. rows is a constant. */
-INLINE void multiply_keys(decode_state *s, int32_t row, int rows, int32_t key)
-{
-    const int32_t vectors = s->vectors;
-    const __m512i *q = s->q + row * vectors, *k = (const __m512i *)s->k_block;
-    __m512i sum[4][4];
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int g = 0; g < 4; g++)
-            sum[r][g] = _mm512_setzero_si512();
-    for (int32_t i = 0; i < vectors; i++) {
-        __m512i keys[4];
-#pragma GCC unroll 4
-        for (int g = 0; g < 4; g++)
-            keys[g] = _mm512_load_si512(k + g * vectors + i);
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) {
-            const __m512i query = _mm512_load_si512(q + r * vectors + i);
-#pragma GCC unroll 4
-            for (int g = 0; g < 4; g++)
-                add_products(&sum[r][g], keys[g], query);
-        }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-        store_scores(s, row + r, key, sum[r]);
 }
 
 /* Bits of the keys [key, key + 16) of the tile that a row sees. */
@@ -271,107 +132,6 @@ static void make_weights(decode_state *s, int32_t row)
     _mm512_store_ps(s->l[row], _mm512_fmadd_ps(sum, _mm512_set1_ps(s->beta[row]), old));
 }
 
-/* Where a row of P has the weights of four keys from `key` on: see make_weights. */
-INLINE int32_t weights_at(int32_t key)
-{
-    return key / 64 * 64 + key % 16 / 4 * 16 + key % 64 / 16 * 4;
-}
-
-INLINE __m512i four_weights(const decode_state *s, int32_t row, int32_t key)
-{
-    int32_t weights;
-    memcpy(&weights, s->p[row] + weights_at(key), sizeof weights);
-    return _mm512_set1_epi32(weights);
-}
-
-/* Step 5: T of one or two rows and one part, straight from memory. rows is a constant. */
-INLINE void sum_values(decode_state *s, const code_rows *k, const code_rows *v, int rows,
-                       int32_t part, code_kind kind)
-{
-    const int vectors = kind == CODES_BYTES ? 4 : 8;
-    __m512i sum[2][8];
-#pragma GCC unroll 2
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-        for (int i = 0; i < vectors; i++)
-            sum[r][i] = _mm512_setzero_si512();
-    for (int32_t key = s->from; key < s->end; key += 4) {
-        const uint8_t *row[4];
-        __m512i codes[8];
-        four_rows(v, s->tile, key, row);
-        if (part == 0) prefetch_rows(&s->ahead, k, v, 2);
-        value_vectors(v, row, part, kind, value_zeros(s->v_zero + key, kind), codes);
-#pragma GCC unroll 2
-        for (int r = 0; r < rows; r++) {
-            const __m512i weights = four_weights(s, r, key);
-#pragma GCC unroll 8
-            for (int i = 0; i < vectors; i++)
-                add_products(&sum[r][i], weights, codes[i]);
-        }
-    }
-#pragma GCC unroll 2
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-        for (int i = 0; i < vectors; i++)
-            _mm512_store_si512(s->t + r * s->vectors + part * vectors + i, sum[r][i]);
-}
-
-/* Keys [key, key + 4 quads) of the tile to v_block: [quad][part][vectors of value_vectors]. */
-INLINE void load_values(decode_state *s, const code_rows *v, int32_t key, int32_t quads,
-                        code_kind kind)
-{
-    const int vectors = kind == CODES_BYTES ? 4 : 8;
-    __m512i *out = (__m512i *)s->v_block;
-    for (int32_t end = key + 4 * quads; key < end; key += 4) {
-        const uint8_t *row[4];
-        const __m512i zero = value_zeros(s->v_zero + key, kind);
-        four_rows(v, s->tile, key, row);
-        for (int32_t part = 0; part < v->parts; part++, out += vectors) {
-            __m512i codes[8];
-            value_vectors(v, row, part, kind, zero, codes);
-#pragma GCC unroll 8
-            for (int i = 0; i < vectors; i++)
-                _mm512_store_si512(out + i, codes[i]);
-        }
-    }
-}
-
-/*
- * Step 5 for keys [key, key + 4 quads), which are in v_block: T of some rows and 64 channels, four
- * vectors from `vector` on. rows is a constant.
- */
-INLINE void multiply_values(decode_state *s, int32_t row, int rows, int32_t vector, int32_t key,
-                            int32_t quads)
-{
-    const int32_t vectors = s->vectors;
-    __m512i sum[4][4], *t = s->t + row * vectors + vector;
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++)
-            sum[r][i] =
-                key > s->from ? _mm512_load_si512(t + r * vectors + i) : _mm512_setzero_si512();
-    const __m512i *v = (const __m512i *)s->v_block + vector;
-    for (int32_t quad = 0; quad < quads; quad++, v += vectors) {
-        __m512i values[4];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++)
-            values[i] = _mm512_load_si512(v + i);
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) {
-            const __m512i weights = four_weights(s, row + r, key + 4 * quad);
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; i++)
-                add_products(&sum[r][i], weights, values[i]);
-        }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++)
-            _mm512_store_si512(t + r * vectors + i, sum[r][i]);
-}
-
 /* Step 6 for O. */
 static void add_outputs(decode_state *s)
 {
@@ -400,43 +160,17 @@ static int32_t tile_cost(const decode_state *s)
     return vectors * (LOAD_COST + MULTIPLY_COST * s->rows) + SOFTMAX_COST * s->rows;
 }
 
-/* The rows of this tile: found already when the last tile came before it. */
-static void find_tile(decode_state *s)
-{
-    if (s->found == s->first && s->count == DECODE_TILE)
-        s->tile = s->ahead.next;
-    else
-        find_rows(&s->args->k, s->first, s->count, s->tile);
-}
-
-static void start_prefetch(decode_state *s)
-{
-    const int32_t next = s->first + DECODE_TILE, left = s->args->seqlen_kv - next;
-    tile_rows *place = &s->place[s->tile == &s->place[0]];
-    s->found = next;
-    /* Rows in one piece go on after the sequence: with those of the next task, as a rule. */
-    if (!s->args->k.pages || left >= DECODE_TILE)
-        find_rows(&s->args->k, next, DECODE_TILE, place);
-    else if (left > 0)
-        find_rows(&s->args->k, next, left, place);
-    else
-        *place = *s->tile;
-    s->ahead.next = place;
-    s->ahead.done = s->ahead.credit = 0;
-    s->ahead.share = (DECODE_TILE + 1) * 4096 / tile_cost(s) + 1;
-}
-
 /* Steps 3, 4 and 6 but O. */
 static void update_softmax(decode_state *s, const code_rows *k, const code_rows *v)
 {
     for (int32_t row = 0; row < s->rows; row++) {
-        if (s->rows > 2) prefetch_share(&s->ahead, k, v, SOFTMAX_COST / 2);
+        if (s->rows > 2) prefetch_share(&s->walk.ahead, k, v, SOFTMAX_COST / 2);
         make_logits(s, row);
     }
     for (int32_t row = 0; row < s->rows; row += 16)
         update_rows(s, row);
     for (int32_t row = 0; row < s->rows; row++) {
-        if (s->rows > 2) prefetch_share(&s->ahead, k, v, SOFTMAX_COST / 2);
+        if (s->rows > 2) prefetch_share(&s->walk.ahead, k, v, SOFTMAX_COST / 2);
         make_weights(s, row);
     }
 }
@@ -457,11 +191,11 @@ INLINE void decode_many(decode_state *s, const code_rows *k, const code_rows *v,
 {
     const int32_t vectors = s->vectors;
     for (int32_t key = s->from; key < s->end; key += KEY_STEP) {
-        prefetch_share(&s->ahead, k, v, KEY_STEP / 4 * vectors * LOAD_COST);
+        prefetch_share(&s->walk.ahead, k, v, KEY_STEP / 4 * vectors * LOAD_COST);
         load_keys(s, k, key, kind);
         for (int32_t row = 0, rows; row < s->rows; row += rows) {
             rows = s->rows - row >= 4 ? 4 : s->rows - row >= 2 ? 2 : 1;
-            prefetch_share(&s->ahead, k, v, KEY_STEP / 4 * vectors * MULTIPLY_COST * rows);
+            prefetch_share(&s->walk.ahead, k, v, KEY_STEP / 4 * vectors * MULTIPLY_COST * rows);
             if (rows == 4)
                 multiply_keys(s, row, 4, key);
             else if (rows == 2)
@@ -474,12 +208,12 @@ INLINE void decode_many(decode_state *s, const code_rows *k, const code_rows *v,
     for (int32_t key = s->from; key < s->end; key += VALUE_STEP) {
         const int32_t left = (s->end - key + 3) / 4;
         const int32_t quads = left < VALUE_STEP / 4 ? left : VALUE_STEP / 4;
-        prefetch_share(&s->ahead, k, v, quads * vectors * LOAD_COST);
+        prefetch_share(&s->walk.ahead, k, v, quads * vectors * LOAD_COST);
         load_values(s, v, key, quads, kind);
         for (int32_t vector = 0; vector < vectors; vector += 4)
             for (int32_t row = 0, rows; row < s->rows; row += rows) {
                 rows = s->rows - row >= 4 ? 4 : s->rows - row >= 2 ? 2 : 1;
-                prefetch_share(&s->ahead, k, v, quads * 4 * MULTIPLY_COST * rows);
+                prefetch_share(&s->walk.ahead, k, v, quads * 4 * MULTIPLY_COST * rows);
                 if (rows == 4)
                     multiply_values(s, row, 4, vector, key, quads);
                 else if (rows == 2)
@@ -566,8 +300,7 @@ INLINE void decode_range(decode_state *s, const hr_kernel_range *range, const co
         s->from = range->begin > s->first ? (range->begin - s->first) / 64 * 64 : 0;
         s->to = end < DECODE_TILE ? (end + 63) / 64 * 64 : DECODE_TILE;
         s->end = s->count < s->to ? s->count : s->to;
-        find_tile(s);
-        start_prefetch(s);
+        walk_to(&s->walk, s->args, s->first, s->count, tile_cost(s));
         decode_tile(s, k, v, kind);
     }
 }
@@ -575,7 +308,8 @@ INLINE void decode_range(decode_state *s, const hr_kernel_range *range, const co
 /* The body of the decode kernels; `kind` is a constant, and so is `parts` unless it is 0. */
 INLINE void decode_rows(const hr_kernel_args *args, code_kind kind, int32_t parts)
 {
-    code_rows k = rows_of(args, &args->k, kind, 128), v = rows_of(args, &args->v, kind, 0);
+    code_rows k = integer_rows(args, &args->k, kind, 128),
+              v = integer_rows(args, &args->v, kind, 0);
     if (parts) { /* whole ones: let the compiler know */
         k.parts = v.parts = parts;
         k.whole = v.whole = true;
@@ -601,8 +335,7 @@ INLINE void decode_rows(const hr_kernel_args *args, code_kind kind, int32_t part
     for (int32_t row = 0; row < rows; row++)
         begin_row(s, row, kind != CODES_BYTES);
 
-    s->tile = &s->place[0];
-    s->found = -1;
+    s->walk.found = -1;
     s->f = INT32_MIN; /* no tile's F */
     for (int32_t i = 0; i < args->range_count; i++) {
         hr_kernel_range range;

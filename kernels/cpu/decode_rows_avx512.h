@@ -1,0 +1,195 @@
+/*
+ * How decode kernels read K and V: tiles of 256 keys whose rows lie anywhere, in pages or not.
+ *
+ *     row     head_dim codes, in parts of 64 bytes; the last may be shorter and is read as zeros
+ *     K       4 keys --(transpose dwords within 128-bit lanes)--> 4 vectors a part; vector k,
+ *             lane L, dword i: bytes 16 L + 4 k .. + 3 of key i
+ *
+ * so that a product with Q, whose dwords lie in the same order, has one key's sums in one dword of
+ * each lane. The transpose costs two shuffles a vector, once for all rows of the task.
+ *
+ * While a tile is worked on, the rows of the next one are prefetched into the second-level cache,
+ * four places of K and four of V in turn, a few rows at each step of each pass: with one place
+ * after the other the memory gives 5 to 10% less.
+ */
+#ifndef HEADROOM_DECODE_ROWS_AVX512_H
+#define HEADROOM_DECODE_ROWS_AVX512_H
+
+#include <immintrin.h>
+#include <string.h>
+
+#include "kernel.h"
+
+#define DECODE_INLINE static inline __attribute__((always_inline))
+#define ALIGNED __attribute__((aligned(64)))
+
+enum {
+    DECODE_ROWS = 128,          /* tile_q: 8 heads of 16 queries */
+    DECODE_TILE = 256,          /* keys */
+    PART = 64,                  /* bytes of a row in a vector */
+    KEY_STEP = 16,              /* keys a K block has */
+    VALUE_STEP = 32,            /* keys a V block has */
+    PREFETCH_PLACES = 4,        /* of K, and of V */
+    X_STRIDE = DECODE_TILE + 16 /* rows 4 KiB apart would stall loads behind stores */
+};
+
+/* K or V of the task's sequence. */
+typedef struct code_rows {
+    const hr_kernel_operand *operand;
+    const uint8_t *codes;
+    size_t row_bytes;
+    int32_t parts;
+    bool whole;     /* the last part is full */
+    __mmask64 last; /* bytes of the last part */
+    __m512i levels; /* what nibbles stand for; see integer_decode_load_avx512vnni.h */
+} code_rows;
+
+/* Where the rows of a tile lie: row j at slot[j]. Rows past the sequence repeat its last. */
+typedef struct tile_rows {
+    ALIGNED int64_t slot[DECODE_TILE];
+} tile_rows;
+
+static inline code_rows rows_of(const hr_kernel_operand *operand, size_t row_bytes)
+{
+    code_rows rows = {.operand = operand, .codes = operand->codes, .row_bytes = row_bytes};
+    rows.parts = (int32_t)((row_bytes + PART - 1) / PART);
+    const size_t last = row_bytes - (size_t)(rows.parts - 1) * PART;
+    rows.whole = last == PART;
+    rows.last = ~UINT64_C(0) >> (PART - last);
+    return rows;
+}
+
+/* The tile's keys [first, first + count), page run by page run. */
+static inline void find_rows(const hr_kernel_operand *operand, int64_t first, int32_t count,
+                             tile_rows *out)
+{
+    const __m512i eight = _mm512_set1_epi64(8);
+    int32_t j = 0, run;
+    for (; j < count; j += run) {
+        run = hr_kernel_run(operand, first + j, count - j);
+        __m512i slot = _mm512_add_epi64(_mm512_set1_epi64(hr_kernel_slot(operand, first + j)),
+                                        _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
+        for (int32_t i = 0; i < run; i += 8, slot = _mm512_add_epi64(slot, eight))
+            _mm512_mask_storeu_epi64(out->slot + j + i,
+                                     (__mmask8)(run - i < 8 ? (1 << (run - i)) - 1 : 0xff), slot);
+    }
+    for (; j < DECODE_TILE; j++)
+        out->slot[j] = out->slot[count - 1];
+}
+
+/* scale[j] of the keys [first, first + count) with scales by token, page run by page run. */
+static inline void copy_token_scales(const hr_kernel_operand *operand, int64_t first, int32_t count,
+                                     float *scale)
+{
+    int32_t run;
+    for (int32_t j = 0; j < count; j += run) {
+        run = hr_kernel_run(operand, first + j, count - j);
+        const float *source = operand->scale + hr_kernel_slot(operand, first + j);
+        for (int32_t i = 0; i < run; i += 16) {
+            __mmask16 mask = (__mmask16)(run - i < 16 ? (1 << (run - i)) - 1 : 0xffff);
+            _mm512_mask_storeu_ps(scale + j + i, mask, _mm512_maskz_loadu_ps(mask, source + i));
+        }
+    }
+}
+
+/* 64 bytes of a row, zeros past its end. */
+DECODE_INLINE __m512i load_part(const code_rows *rows, const uint8_t *row, int32_t part)
+{
+    if (rows->whole || part + 1 < rows->parts) return _mm512_loadu_si512(row + part * PART);
+    return _mm512_maskz_loadu_epi8(rows->last, row + part * PART);
+}
+
+/* Where four keys from `key` on lie. */
+DECODE_INLINE void four_rows(const code_rows *rows, const tile_rows *tile, int32_t key,
+                             const uint8_t *row[4])
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        row[i] = rows->codes + (size_t)tile->slot[key + i] * rows->row_bytes;
+}
+
+/* v[i] dword k of a lane <-> v[k] dword i of the lane. */
+DECODE_INLINE void transpose_lanes(__m512i v[4])
+{
+    const __m512i low01 = _mm512_unpacklo_epi32(v[0], v[1]);
+    const __m512i high01 = _mm512_unpackhi_epi32(v[0], v[1]);
+    const __m512i low23 = _mm512_unpacklo_epi32(v[2], v[3]);
+    const __m512i high23 = _mm512_unpackhi_epi32(v[2], v[3]);
+    v[0] = _mm512_unpacklo_epi64(low01, low23);
+    v[1] = _mm512_unpackhi_epi64(low01, low23);
+    v[2] = _mm512_unpacklo_epi64(high01, high23);
+    v[3] = _mm512_unpackhi_epi64(high01, high23);
+}
+
+/* What is left of the next tile to prefetch. */
+typedef struct prefetcher {
+    tile_rows *next;
+    int32_t done;   /* rows of K and of V */
+    int32_t credit; /* 1/4096 rows due */
+    int32_t share;  /* 1/4096 rows a step of cost 1 */
+} prefetcher;
+
+DECODE_INLINE void prefetch_row(const code_rows *rows, int64_t slot)
+{
+    const char *row = (const char *)rows->codes + (size_t)slot * rows->row_bytes;
+    for (int32_t part = 0; part < rows->parts; part++)
+        _mm_prefetch(row + part * PART, _MM_HINT_T1);
+}
+
+/* The next `count` rows, which are taken from the places in turn; `count` is a constant. */
+DECODE_INLINE void prefetch_rows(prefetcher *p, const code_rows *k, const code_rows *v, int count)
+{
+    for (int i = 0; i < count; i++, p->done++) {
+        const int32_t n = p->done % DECODE_TILE;
+        const int32_t key =
+            n % PREFETCH_PLACES * (DECODE_TILE / PREFETCH_PLACES) + n / PREFETCH_PLACES;
+        const int64_t slot = p->next->slot[key];
+        prefetch_row(k, slot);
+        prefetch_row(v, slot);
+    }
+}
+
+/* Called at steps of unlike cost; the costs of a tile add up to 256 * 4096 / share. */
+DECODE_INLINE void prefetch_share(prefetcher *p, const code_rows *k, const code_rows *v,
+                                  int32_t cost)
+{
+    p->credit += cost * p->share;
+    for (; p->credit >= 4096; p->credit -= 4096)
+        prefetch_rows(p, k, v, 1);
+}
+
+/* The tile that a kernel is at and the one after it. */
+typedef struct tile_walk {
+    tile_rows place[2];
+    tile_rows *tile;
+    int64_t found; /* first key of the tile that `ahead` is to fetch; -1: none */
+    prefetcher ahead;
+} tile_walk;
+
+/*
+ * Moves to the tile of keys [first, first + count) and plans the prefetching of the next; `cost` is
+ * what the tile's steps will add up to.
+ */
+static inline void walk_to(tile_walk *walk, const hr_kernel_args *args, int32_t first,
+                           int32_t count, int32_t cost)
+{
+    if (walk->found == first && count == DECODE_TILE) {
+        walk->tile = walk->ahead.next;
+    } else {
+        walk->tile = &walk->place[0];
+        find_rows(&args->k, first, count, walk->tile);
+    }
+    const int32_t next = first + DECODE_TILE, left = args->seqlen_kv - next;
+    tile_rows *place = &walk->place[walk->tile == &walk->place[0]];
+    /* Rows in one piece go on after the sequence: with those of the next task, as a rule. */
+    if (!args->k.pages || left >= DECODE_TILE)
+        find_rows(&args->k, next, DECODE_TILE, place);
+    else if (left > 0)
+        find_rows(&args->k, next, left, place);
+    else
+        *place = *walk->tile;
+    walk->found = next;
+    walk->ahead = (prefetcher){.next = place, .share = (DECODE_TILE + 1) * 4096 / cost + 1};
+}
+
+#endif
