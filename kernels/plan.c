@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "dispatch.h"
+#include "epilogue.h"
 #include "isa.h"
 #include "memory.h"
 #include "plan_device.h"
@@ -80,6 +81,28 @@ static hr_status allocate_parts(hr_plan *plan)
     return plan->part_o && plan->part_lse ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
 }
 
+static hr_status copy_epilogue(hr_plan *plan, const hr_epilogue *epilogue)
+{
+    if (!epilogue) return HR_OK;
+    const size_t hidden = (size_t)plan->problem.num_heads * (size_t)plan->problem.head_dim;
+    HR_TRY(hr_epilogue_check(epilogue));
+    plan->epilogue = hr_alloc(1, sizeof *plan->epilogue);
+    if (!plan->epilogue) return HR_ERROR_OUT_OF_MEMORY;
+    HR_TRY(copy_array(epilogue->weight, hidden, sizeof(float), &plan->norm_weight));
+    HR_TRY(copy_array(epilogue->bias, hidden, sizeof(float), &plan->norm_bias));
+    *plan->epilogue = *epilogue;
+    plan->epilogue->weight = plan->norm_weight;
+    plan->epilogue->bias = plan->norm_bias;
+    return HR_OK;
+}
+
+/* Bytes of a thread's tile for the epilogue: the rows of a group, all heads. */
+static size_t group_tile_bytes(const hr_plan *plan)
+{
+    return (size_t)plan->group_rows * (size_t)plan->problem.num_heads *
+           (size_t)plan->problem.head_dim * sizeof(float);
+}
+
 static hr_status build_device_plan(hr_plan *plan, const hr_attention_problem *problem,
                                    const hr_plan_options *options)
 {
@@ -87,6 +110,9 @@ static hr_status build_device_plan(hr_plan *plan, const hr_attention_problem *pr
         return hr_fail(HR_ERROR_UNSUPPORTED,
                        "kv_splits is %d; %s does not split the kv axis, 0 and 1 are accepted",
                        options->kv_splits, plan->kernel->info.name);
+    if (options->epilogue)
+        return hr_fail(HR_ERROR_UNSUPPORTED, "%s has no epilogue; the CPU's kernels have",
+                       plan->kernel->info.name);
     HR_TRY(copy_problem(plan, problem));
     HR_TRY(hr_plan_build_ranges(plan)); /* by which operations are counted */
     plan->flops = hr_plan_count_flops(plan);
@@ -112,9 +138,11 @@ static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
                        options->kv_splits);
     HR_TRY(copy_problem(plan, problem));
     plan->kv_splits = options->kv_splits;
+    HR_TRY(copy_epilogue(plan, options->epilogue));
     HR_TRY(hr_plan_build_ranges(plan));
     HR_TRY(hr_plan_build_tasks(plan));
     plan->problem.mask.blocks = NULL; /* the caller's, and all in the ranges now */
+    if (plan->epilogue) HR_TRY(hr_plan_build_groups(plan));
     HR_TRY(allocate_parts(plan));
 
     plan->threads = options->threads ? options->threads : omp_get_max_threads();
@@ -123,6 +151,8 @@ static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
     plan->args_bytes = hr_plan_args_bytes(plan);
     plan->scratch_stride =
         plan->args_bytes + (plan->kernel->scratch_bytes(problem->head_dim) + 63) / 64 * 64;
+    plan->tile_offset = plan->scratch_stride;
+    plan->scratch_stride += (group_tile_bytes(plan) + 63) / 64 * 64;
     plan->scratch = hr_alloc((size_t)plan->threads, plan->scratch_stride);
     return plan->scratch ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
 }
@@ -159,6 +189,10 @@ void hr_plan_free(hr_plan *plan)
     free(plan->merges);
     free(plan->part_o);
     free(plan->part_lse);
+    free(plan->epilogue);
+    free(plan->norm_weight);
+    free(plan->norm_bias);
+    free(plan->groups);
     free(plan->scratch);
     free(plan);
 }

@@ -31,6 +31,13 @@ typedef struct hr_merge {
     int32_t sequence, head, heads, q_begin, q_end, parts;
 } hr_merge;
 
+/* All heads of a query tile: tasks, or merges when there are any (plan_groups.c). */
+typedef struct hr_group {
+    int32_t sequence, q_begin, q_end;
+    int64_t first, count; /* tasks or merges [first, first + count) */
+    int64_t work;
+} hr_group;
+
 struct hr_plan_device;
 
 struct hr_plan {
@@ -41,7 +48,8 @@ struct hr_plan {
     const hr_kernel *kernel;
     int32_t threads;
     size_t args_bytes;     /* of an array of hr_kernel_args, rounded up to 64 */
-    size_t scratch_stride; /* bytes a thread, a multiple of 64: the array, the kernel's scratch */
+    size_t tile_offset;    /* of a group's rows, after the array and the kernel's scratch */
+    size_t scratch_stride; /* bytes a thread, a multiple of 64: all three */
     unsigned char *scratch;
     hr_kernel_range *ranges; /* lists of ranges, one after the other: hr_plan_range_list */
     int64_t *range_begin;    /* where each list begins; [lists + 1] */
@@ -53,6 +61,11 @@ struct hr_plan {
     int32_t parts;            /* most parts a merge has; 0: nothing is split */
     float *part_o, *part_lse; /* [parts][total_q][num_heads][head_dim]; the same less head_dim */
     double flops;
+    hr_epilogue *epilogue; /* NULL: none; its arrays are the copies below */
+    float *norm_weight, *norm_bias;
+    hr_group *groups; /* with an epilogue only; most work first */
+    int64_t group_count;
+    int32_t group_rows;            /* most rows a group has */
     struct hr_plan_device *device; /* NULL on the CPU; else nothing from tasks to parts is used */
 };
 
@@ -92,11 +105,18 @@ double hr_plan_count_flops(const hr_plan *plan);
 /* Fills tasks, merges, parts and flops of a plan with problem, kernel, kv_splits and ranges. */
 hr_status hr_plan_build_tasks(hr_plan *plan) HR_NODISCARD;
 
+/* True when a plan with an epilogue and so many query tiles computes attention before it. */
+bool hr_plan_defers(const hr_plan *plan, int64_t groups);
+
+/* Fills groups of a plan with an epilogue from its tasks or merges, which are put in its order. */
+hr_status hr_plan_build_groups(hr_plan *plan) HR_NODISCARD;
+
 /* What one run reads and writes: K and V either packed or in a cache. */
 typedef struct hr_plan_io {
     const hr_packed *q, *k, *v;
     const hr_kv_cache *cache; /* NULL: k and v */
     const hr_tensor *o, *lse;
+    const hr_tensor *residual, *stream; /* of the epilogue; NULL: none */
 } hr_plan_io;
 
 /* Bytes of one hr_kernel_args for each head of the task with most heads, a multiple of 64. */

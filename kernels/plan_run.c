@@ -9,6 +9,7 @@
 #include <omp.h>
 
 #include "device_internal.h"
+#include "epilogue.h"
 #include "pack_layout.h"
 #include "pack_scale.h"
 #include "plan_device.h"
@@ -47,9 +48,12 @@ static void fill_masked_rows(const hr_kernel_args *args)
     }
 }
 
-/* Where rows of a sequence and head go: the caller's O and LSE, or those of a part. */
+/*
+ * Where rows of a sequence and head go: the caller's O and LSE, or those of a part, or the tile of
+ * a group that the epilogue will finish (not NULL then).
+ */
 static void set_output(const hr_plan *plan, const hr_plan_io *io, const hr_task *task, int32_t head,
-                       hr_kernel_args *args)
+                       float *tile, hr_kernel_args *args)
 {
     const hr_attention_problem *problem = &plan->problem;
     const int64_t first_row = problem->cu_seqlens_q[task->sequence];
@@ -64,17 +68,23 @@ static void set_output(const hr_plan *plan, const hr_plan_io *io, const hr_task 
         return;
     }
     args->sink = problem->sinks ? problem->sinks[head] : -INFINITY;
-    args->o_stride = io->o->stride[0];
-    args->o = (float *)io->o->data + first_row * io->o->stride[0] + head * io->o->stride[1];
+    if (tile) {
+        args->o_stride = (int64_t)problem->num_heads * problem->head_dim;
+        args->o = tile + (int64_t)head * problem->head_dim - task->q_begin * args->o_stride;
+    } else {
+        args->o_stride = io->o->stride[0];
+        args->o = (float *)io->o->data + first_row * io->o->stride[0] + head * io->o->stride[1];
+    }
     if (!io->lse) return;
     args->lse_stride = io->lse->stride[0];
     args->lse = (float *)io->lse->data + first_row * io->lse->stride[0] + head * io->lse->stride[1];
 }
 
-/* `memory` is this thread's: an array of arguments, then the kernel's scratch. */
+/* `memory` is this thread's: an array of arguments, the kernel's scratch, then the group's tile. */
 static void run_task(const hr_plan *plan, const hr_plan_io *io, const hr_task *task,
                      unsigned char *memory)
 {
+    float *tile = plan->epilogue ? (float *)(memory + plan->tile_offset) : NULL;
     const hr_attention_problem *problem = &plan->problem;
     const int32_t kv_head = task->head / (problem->num_heads / problem->num_kv_heads);
 
@@ -105,23 +115,28 @@ static void run_task(const hr_plan *plan, const hr_plan_io *io, const hr_task *t
         if (io->q->lse_bias)
             args.lse_bias = io->q->lse_bias + head * io->q->total_tokens +
                             problem->cu_seqlens_q[task->sequence];
-        set_output(plan, io, task, head, &args);
+        set_output(plan, io, task, head, tile, &args);
         if (empty) fill_masked_rows(&args);
         heads[i] = args;
     }
     if (!empty) plan->kernel->entry(heads);
 }
 
-static void run_merge(const hr_plan *plan, const hr_plan_io *io, const hr_merge *merge)
+static void run_merge(const hr_plan *plan, const hr_plan_io *io, const hr_merge *merge,
+                      unsigned char *memory)
 {
+    float *tile = plan->epilogue ? (float *)(memory + plan->tile_offset) : NULL;
     const hr_attention_problem *problem = &plan->problem;
     const int64_t heads = problem->num_heads, first_row = problem->cu_seqlens_q[merge->sequence];
     const int64_t part_stride = problem->cu_seqlens_q[problem->batch] * heads;
     for (int32_t head = merge->head; head < merge->head + merge->heads; head++)
         for (int64_t row = first_row + merge->q_begin; row < first_row + merge->q_end; row++) {
             const int64_t vector = row * heads + head;
-            float *o = (float *)io->o->data + row * io->o->stride[0] + head * io->o->stride[1];
-            float *lse = NULL;
+            float *o, *lse = NULL;
+            if (tile)
+                o = tile + ((row - first_row - merge->q_begin) * heads + head) * problem->head_dim;
+            else
+                o = (float *)io->o->data + row * io->o->stride[0] + head * io->o->stride[1];
             if (io->lse)
                 lse = (float *)io->lse->data + row * io->lse->stride[0] + head * io->lse->stride[1];
             hr_merge_row(plan->part_o + vector * problem->head_dim, part_stride * problem->head_dim,
@@ -130,16 +145,38 @@ static void run_merge(const hr_plan *plan, const hr_plan_io *io, const hr_merge 
         }
 }
 
+/* All heads of a query tile, and then the epilogue on its rows. */
+static void run_group(const hr_plan *plan, const hr_plan_io *io, const hr_group *group,
+                      unsigned char *memory)
+{
+    for (int64_t i = group->first; i < group->first + group->count; i++) {
+        if (plan->parts > 0)
+            run_merge(plan, io, &plan->merges[i], memory);
+        else
+            run_task(plan, io, &plan->tasks[i], memory);
+    }
+    const hr_attention_problem *problem = &plan->problem;
+    const hr_epilogue_rows rows = {.o = (float *)(memory + plan->tile_offset),
+                                   .first = (int64_t)problem->cu_seqlens_q[group->sequence] +
+                                            group->q_begin,
+                                   .count = group->q_end - group->q_begin,
+                                   .hidden = problem->num_heads * problem->head_dim,
+                                   .residual = io->residual,
+                                   .stream = io->stream,
+                                   .out = io->o};
+    hr_epilogue_apply(plan->epilogue, &rows);
+}
+
 static hr_status check_output(const hr_plan *plan, const char *name, const hr_tensor *tensor,
                               int ndim)
 {
     const hr_attention_problem *problem = &plan->problem;
     const int64_t expected[3] = {problem->cu_seqlens_q[problem->batch], problem->num_heads,
                                  problem->head_dim};
-    const bool bf16 = plan->device && ndim == 3 && tensor->dtype == HR_DTYPE_BF16;
-    if (tensor->dtype != HR_DTYPE_F32 && !bf16)
+    const bool may_be_bf16 = (plan->device || plan->epilogue) && ndim == 3;
+    if (tensor->dtype != HR_DTYPE_F32 && !(may_be_bf16 && tensor->dtype == HR_DTYPE_BF16))
         return hr_fail(HR_ERROR_MISMATCH, "%s is %s; it must be f32%s", name,
-                       hr_dtype_name(tensor->dtype), plan->device && ndim == 3 ? " or bf16" : "");
+                       hr_dtype_name(tensor->dtype), may_be_bf16 ? " or bf16" : "");
     if (tensor->ndim != ndim)
         return hr_fail(HR_ERROR_MISMATCH, "%s has %d dimensions; it must have %d", name,
                        tensor->ndim, ndim);
@@ -150,6 +187,11 @@ static hr_status check_output(const hr_plan *plan, const char *name, const hr_te
     if (ndim == 3 && tensor->stride[2] != 1)
         return hr_fail(HR_ERROR_MISMATCH, "the last stride of %s is %lld; it must be 1", name,
                        (long long)tensor->stride[2]);
+    if (plan->epilogue && ndim == 3 && tensor->stride[1] != problem->head_dim)
+        return hr_fail(HR_ERROR_MISMATCH,
+                       "the heads of %s are %lld elements apart; with an epilogue they must be "
+                       "head_dim, %d, apart",
+                       name, (long long)tensor->stride[1], problem->head_dim);
     if (!tensor->data && expected[0] > 0)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "the data of %s must not be NULL", name);
     return hr_device_expect(name, tensor->device, plan->device ? HR_DEVICE_CUDA : HR_DEVICE_CPU);
@@ -160,20 +202,57 @@ static hr_status run_tasks(const hr_plan *plan, const hr_plan_io *io)
     HR_TRY(hr_plan_check_operands(plan, io));
     HR_TRY(check_output(plan, "o", io->o, 3));
     if (io->lse) HR_TRY(check_output(plan, "lse", io->lse, 2));
+    if ((io->residual || io->stream) && !plan->epilogue)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "%s was given, but the plan has no epilogue; it must be NULL",
+                       io->residual ? "residual" : "stream");
+    if (io->residual) HR_TRY(check_output(plan, "residual", io->residual, 3));
+    if (io->stream) HR_TRY(check_output(plan, "stream", io->stream, 3));
     if (plan->device) return hr_plan_device_run(plan, io);
     const int threads = omp_in_parallel() || plan->flops < SERIAL_FLOPS ? 1 : plan->threads;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const size_t thread = threads > 1 ? (size_t)omp_get_thread_num() : 0;
         unsigned char *memory = plan->scratch + thread * plan->scratch_stride;
+        const int64_t tasks = plan->epilogue && plan->parts == 0 ? 0 : plan->task_count;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < plan->task_count; i++)
+        for (int64_t i = 0; i < tasks; i++)
             run_task(plan, io, &plan->tasks[i], memory);
+        const int64_t merges = plan->epilogue ? 0 : plan->merge_count;
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < plan->merge_count; i++)
-            run_merge(plan, io, &plan->merges[i]);
+        for (int64_t i = 0; i < merges; i++)
+            run_merge(plan, io, &plan->merges[i], memory);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < plan->group_count; i++)
+            run_group(plan, io, &plan->groups[i], memory);
     }
     return HR_OK;
+}
+
+hr_status hr_plan_run_tensors(hr_plan *plan, const hr_plan_tensors *tensors)
+{
+    if (!plan || !tensors || !tensors->o)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "plan, tensors and o must not be NULL");
+    const bool paged = plan->problem.paging.page_size;
+    if (!paged && !tensors->operands && (tensors->q || tensors->cache))
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "the plan's problem has no paging: hr_plan_run runs it, on packed k and v");
+    if (paged && tensors->operands)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "the plan's problem has paging: hr_plan_run_paged runs it, on a cache");
+    if (paged ? !tensors->q || !tensors->cache : !tensors->operands)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "%s must not be NULL",
+                       paged ? "q and cache" : "operands");
+    const hr_packed_layer *operands = tensors->operands;
+    const hr_plan_io io = {.q = paged ? tensors->q : &operands->q,
+                           .k = paged ? NULL : &operands->k,
+                           .v = paged ? NULL : &operands->v,
+                           .cache = paged ? tensors->cache : NULL,
+                           .o = tensors->o,
+                           .lse = tensors->lse,
+                           .residual = tensors->residual,
+                           .stream = tensors->stream};
+    return run_tasks(plan, &io);
 }
 
 hr_status hr_plan_run(hr_plan *plan, const hr_packed_layer *operands, const hr_tensor *o,
@@ -181,12 +260,7 @@ hr_status hr_plan_run(hr_plan *plan, const hr_packed_layer *operands, const hr_t
 {
     if (!plan || !operands || !o)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "plan, operands and o must not be NULL");
-    if (plan->problem.paging.page_size)
-        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
-                       "the plan's problem has paging: hr_plan_run_paged runs it, on a cache");
-    const hr_plan_io io = {
-        .q = &operands->q, .k = &operands->k, .v = &operands->v, .o = o, .lse = lse};
-    return run_tasks(plan, &io);
+    return hr_plan_run_tensors(plan, &(hr_plan_tensors){.operands = operands, .o = o, .lse = lse});
 }
 
 hr_status hr_plan_run_paged(hr_plan *plan, const hr_packed *q, const hr_kv_cache *cache,
@@ -194,9 +268,6 @@ hr_status hr_plan_run_paged(hr_plan *plan, const hr_packed *q, const hr_kv_cache
 {
     if (!plan || !q || !cache || !o)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "plan, q, cache and o must not be NULL");
-    if (!plan->problem.paging.page_size)
-        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
-                       "the plan's problem has no paging: hr_plan_run runs it, on packed k and v");
-    const hr_plan_io io = {.q = q, .cache = cache, .o = o, .lse = lse};
-    return run_tasks(plan, &io);
+    return hr_plan_run_tensors(plan,
+                               &(hr_plan_tensors){.q = q, .cache = cache, .o = o, .lse = lse});
 }

@@ -143,6 +143,7 @@ typedef struct task_lists {
     hr_merge *merge;
     int64_t tasks, merges;
     int32_t parts;
+    bool deferred; /* every task is a part, also where there is only one */
 } task_lists;
 
 static void add_task(task_lists *lists, const hr_task *task)
@@ -154,12 +155,20 @@ static void add_task(task_lists *lists, const hr_task *task)
 /* `whole` as one task, or as one for each chunk of the kv axis in which it sees keys. */
 static void add_parts(task_lists *lists, const hr_plan *plan, const hr_task *whole, int64_t chunk)
 {
-    if (!chunk || whole->kv_begin / chunk == (whole->kv_end - 1) / chunk || whole->keys == 0) {
+    const bool single =
+        !chunk || whole->keys == 0 || whole->kv_begin / chunk == (whole->kv_end - 1) / chunk;
+    if (single && !lists->deferred) {
         add_task(lists, whole);
         return;
     }
     int32_t parts = 0;
-    for (int64_t begin = whole->kv_begin / chunk * chunk; begin < whole->kv_end; begin += chunk) {
+    if (single) {
+        hr_task task = *whole;
+        task.part = parts++;
+        add_task(lists, &task);
+    }
+    for (int64_t begin = single ? 0 : whole->kv_begin / chunk * chunk;
+         !single && begin < whole->kv_end; begin += chunk) {
         hr_task task = *whole;
         if (begin > task.kv_begin) task.kv_begin = (int32_t)begin;
         if (begin + chunk < task.kv_end) task.kv_end = (int32_t)(begin + chunk);
@@ -246,7 +255,14 @@ hr_status hr_plan_build_tasks(hr_plan *plan)
 {
     const hr_attention_problem *problem = &plan->problem;
     const int64_t chunk = chunk_keys(plan);
-    task_lists lists = {0};
+    int64_t groups = 0;
+    for (int32_t b = 0; b < problem->batch; b++) {
+        const int32_t rows = problem->cu_seqlens_q[b + 1] - problem->cu_seqlens_q[b];
+        for (int32_t row = 0; row < rows; row = task_end(plan, row, rows))
+            groups++;
+    }
+    const bool deferred = plan->epilogue && (chunk || hr_plan_defers(plan, groups));
+    task_lists lists = {.deferred = deferred};
     for (int32_t b = 0; b < problem->batch; b++)
         add_sequence(&lists, plan, b, chunk);
     plan->flops = hr_plan_count_flops(plan);
@@ -254,7 +270,7 @@ hr_status hr_plan_build_tasks(hr_plan *plan)
     plan->merges = hr_alloc((size_t)lists.merges, sizeof *plan->merges);
     if (!plan->tasks || !plan->merges) return HR_ERROR_OUT_OF_MEMORY;
 
-    lists = (task_lists){.task = plan->tasks, .merge = plan->merges};
+    lists = (task_lists){.task = plan->tasks, .merge = plan->merges, .deferred = deferred};
     for (int32_t b = 0; b < problem->batch; b++)
         add_sequence(&lists, plan, b, chunk);
     plan->task_count = lists.tasks;

@@ -219,6 +219,27 @@ HR_API hr_status hr_kernel_query_from(const hr_attention_problem *problem, const
 HR_API hr_status hr_kernel_find(const hr_kernel_query *query, uint32_t isa_mask,
                                 const hr_kernel_info **out) HR_NODISCARD;
 
+typedef enum hr_norm { HR_NORM_NONE = 0, HR_NORM_RMS, HR_NORM_LAYER } hr_norm;
+
+/*
+ * What follows attention in the same pass over a query tile, on all heads of a token together
+ * (hidden = num_heads * head_dim), while they are in cache:
+ *
+ *     y = scale * O + residual                       the new residual stream
+ *     out = y                                        HR_NORM_NONE
+ *     out = y / sqrt(mean(y^2) + eps) * weight + bias                   HR_NORM_RMS
+ *     out = (y - mean) / sqrt(mean((y - mean)^2) + eps) * weight + bias HR_NORM_LAYER
+ *
+ * in FP32. That is for models whose attention output needs no projection before the residual, or
+ * has it folded into V; residual and stream are tensors of a run (hr_plan_tensors).
+ */
+typedef struct hr_epilogue {
+    float scale; /* 1 leaves O as it is */
+    hr_norm norm;
+    float eps;
+    const float *weight, *bias; /* [hidden] or NULL: 1 and 0; copied by hr_plan_create */
+} hr_epilogue;
+
 typedef struct hr_plan hr_plan; /* opaque; immutable after creation; one run at a time */
 
 typedef struct hr_plan_options {
@@ -234,6 +255,8 @@ typedef struct hr_plan_options {
      * the same bits for any number of threads.
      */
     int32_t kv_splits;
+    /* NULL: none. With one, a thread finishes all heads of a query tile. CPU kernels only. */
+    const hr_epilogue *epilogue;
 } hr_plan_options;
 
 /*
@@ -292,6 +315,34 @@ HR_API void hr_device_run_free(hr_device_run *run);
  */
 HR_API hr_status hr_plan_run_paged(hr_plan *plan, const hr_packed *q, const hr_kv_cache *cache,
                                    const hr_tensor *o, const hr_tensor *lse) HR_NODISCARD;
+
+/*
+ * Everything a run can read and write. Without paging: operands; with: q and cache. o and lse as
+ * for hr_plan_run. With an epilogue, o is `out`, and o, residual and stream are F32 or BF16, each
+ * on its own, [total_q, num_heads, head_dim] with the hidden dimension contiguous: strides (any,
+ * head_dim, 1). residual and stream may be the same tensor; o may be either when both dtypes are
+ * the same. Zero-initialize, then set what applies.
+ */
+typedef struct hr_plan_tensors {
+    const hr_packed_layer *operands;
+    const hr_packed *q;
+    const hr_kv_cache *cache;
+    const hr_tensor *o, *lse;
+    const hr_tensor *residual; /* read by the epilogue; NULL: 0 */
+    const hr_tensor *stream;   /* y is written here; NULL: not wanted */
+} hr_plan_tensors;
+
+/*
+ * An epilogue by itself, on an O that lies in memory: gives the same bits as fused into a plan that
+ * gives this O. o: F32; residual, stream (NULL: none) and out: F32 or BF16, all [total_q,
+ * num_heads, head_dim] with the hidden dimension contiguous, in host memory.
+ */
+HR_API hr_status hr_epilogue_run(const hr_epilogue *epilogue, const hr_tensor *o,
+                                 const hr_tensor *residual, const hr_tensor *stream,
+                                 const hr_tensor *out) HR_NODISCARD;
+
+/* Runs any plan; hr_plan_run and hr_plan_run_paged are this with the fields they name. */
+HR_API hr_status hr_plan_run_tensors(hr_plan *plan, const hr_plan_tensors *tensors) HR_NODISCARD;
 
 /*
  * Merges attention states of the same queries over disjoint sets of keys, as split and distributed
