@@ -126,6 +126,39 @@ def print_threads(results):
         print("\n".join(lines))
 
 
+def cell(found):
+    """Rate and, of a peer, how many times as fast Headroom is."""
+    if not found:
+        return "–"
+    burst, entry = found
+    if entry["unit"] != "s":
+        return f"{median_of(entry):.0f}"
+    text = f"{rate(burst['row'], median_of(entry))[0]:.3g}"
+    ours = opponent(burst, entry)
+    if is_ours(entry["name"]) or not ours:
+        return text
+    return f"{text} ({ratio(burst, entry, ours):.1f}×)"
+
+
+def print_markdown(results):
+    """One table a phase, one thread: rows are participants, columns the problems."""
+    rows = newest(results, 1)
+    for phase, unit in (("prefill", "GFLOP/s"), ("decode", "GB/s as if in 16 bits")):
+        columns = [name for name in rows if name.startswith(phase)]
+        if not columns:
+            continue
+        names = dict.fromkeys(name for column in columns for name in rows[column])
+        short = [column.removeprefix(phase + "-") for column in columns]
+        print(f"| {phase}, {unit} | error | " + " | ".join(short) + " |")
+        print("|---" * (len(columns) + 2) + "|")
+        for name in sorted(names, key=lambda n: (not is_ours(n), n)):
+            errors = [rows[c][name][1]["rel_l2"] for c in columns if name in rows[c]]
+            error = f"{max(errors):.0e}" if None not in errors else ""
+            cells = (cell(rows[column].get(name)) for column in columns)
+            print(f"| {name} | {error} | " + " | ".join(cells) + " |")
+        print()
+
+
 def print_all(results):
     print(f"{results['machine']['cpu']}, {results['machine']['os']}")
     for threads in sorted({burst["threads"] for burst in results["bursts"]}):

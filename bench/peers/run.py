@@ -173,7 +173,8 @@ def measure_row(arguments, row):
     drivers = start(selected_participants(arguments, row), row, arguments.threads)
     begin, repeats = time.monotonic(), 0
     while repeats < arguments.repeats:
-        for driver in drivers:
+        first = repeats % len(drivers)  # whoever comes after a memory hog changes from round to round
+        for driver in drivers[first:] + drivers[:first]:
             driver.measure()
         repeats += 1
         if time.monotonic() - begin > arguments.seconds:
@@ -336,7 +337,9 @@ def parse():
     verb.set_defaults(run=measure)
     verb = verbs.add_parser("report", help="table and bars of a results file")
     verb.add_argument("file")
-    verb.set_defaults(run=lambda a: report.print_all(read_results(a.file)))
+    verb.add_argument("--markdown", action="store_true", help="tables for a page, without bars")
+    verb.set_defaults(run=lambda a: (report.print_markdown if a.markdown else report.print_all)(
+        read_results(a.file)))
     verb = verbs.add_parser("plot", help="plots of a results file")
     verb.add_argument("file")
     verb.add_argument("-o", "--output", default=str(peers.ROOT / "docs"), metavar="DIRECTORY")
