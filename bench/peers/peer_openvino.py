@@ -23,7 +23,7 @@ def parameter(heads, head_dim, name):
 
 
 def repeat_heads(x, case):
-    """[1, kv_heads, L, D] to [1, heads, L, D] as exported models write it, which the plugin fuses."""
+    """[1, kv_heads, L, D] to [1, heads, L, D] as exported models do, which the plugin fuses."""
     times = case.heads // case.kv_heads
     if times == 1:
         return x

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Runs Headroom and public CPU attention kernels on the same problems, in turn.
 
-    bench/peers/setup.sh --ggml SRC --ik SRC    fetch and build the peers (once)
-    run.py prepare                              inputs and FP64 references, once (build/peers/inputs)
+    bench/peers/setup.sh                        fetch and build the peers (once)
+    run.py prepare                              inputs and FP64 references (build/peers/inputs)
     run.py measure --results FILE               all rows; or some: --rows GLOB --peers GLOB,...
     run.py report FILE                          the table, ratios and bars of a results file
     run.py plot FILE -o DIRECTORY               its plots, SVG (needs matplotlib)
@@ -11,9 +11,9 @@
 
 A burst is one row and some participants: all drivers load the same inputs, then each repeat asks
 every driver in turn for one timing, so a ratio is one of neighbours in time. Headroom and the
-machine's peaks are in every burst. Bursts can be measured one by one, on a machine that is quiet for
-a minute at a time; a results file keeps the newest of each row and participant. Cold decode rows take
-about 1 GB a participant.
+machine's peaks are in every burst. Bursts can be measured one by one, on a machine that is quiet
+for a minute at a time; a results file keeps the newest of each row and participant. Cold decode
+rows take about 1 GB a participant.
 """
 
 import argparse
@@ -173,7 +173,7 @@ def measure_row(arguments, row):
     drivers = start(selected_participants(arguments, row), row, arguments.threads)
     begin, repeats = time.monotonic(), 0
     while repeats < arguments.repeats:
-        first = repeats % len(drivers)  # whoever comes after a memory hog changes from round to round
+        first = repeats % len(drivers)  # who comes after whom is not always the same
         for driver in drivers[first:] + drivers[:first]:
             driver.measure()
         repeats += 1

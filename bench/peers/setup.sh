@@ -19,11 +19,11 @@ wheels() { "$venv/bin/pip" install --quiet --disable-pip-version-check "$@"; }
 
 # source_of NAME SOURCE URL: prints the folder that holds the sources, cloned if need be.
 source_of() {
-    local folder=build/peers/src/$1 from=${2:-$3}
-    if [ -d "$from" ] && [ -f "$from/CMakeLists.txt" ]; then
-        realpath "$from"
-        return
-    fi
+    local folder from=${2:-$3}
+    for folder in "$from" "$from/ggml"; do
+        [ ! -f "$folder/CMakeLists.txt" ] || { realpath "$from" && return; }
+    done
+    folder=build/peers/src/$1
     [ -d "$folder" ] || git clone --quiet --depth 1 "$from" "$folder" >&2
     realpath "$folder"
 }
@@ -66,7 +66,7 @@ setup() {
         torch) wheels torch ;;
         openvino) wheels openvino ;;
         *)
-            echo "setup: \"$name\" is no peer; there are ggml, ik_llama.cpp, onednn, torch, openvino" >&2
+            echo "setup: no peer \"$name\"; there are ggml, ik_llama.cpp, onednn, torch, openvino" >&2
             exit 2
             ;;
     esac
