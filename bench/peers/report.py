@@ -73,15 +73,18 @@ def newest(results, threads):
 # (what, rows, peers, our recipe, the least ratio). A bar names all peers it is about: the fastest
 # of them decides.
 Q8 = ("ik_llama.cpp/q8_0", "ik_llama.cpp/q8_KV")
-FLOAT = ("onednn/", "torch/")
 GGML = ("ggml/f16",)
 EIGHT = ("ggml/q8_0", *Q8, "openvino/u8")
 FOUR = ("ggml/q4_0", "ik_llama.cpp/q4_0")
 BARS = (
     ("full prefill, ik_llama.cpp 8-bit", "prefill-*-full", Q8, "headroom/int8", 5),
-    ("full prefill, oneDNN and PyTorch", "prefill-*-full", FLOAT, "headroom/int8", 6),
+    ("full prefill, oneDNN", "prefill-*-full", ("onednn/",), "headroom/int8", 6),
+    ("full prefill, PyTorch", "prefill-*-full", ("torch/",), "headroom/int8", 6),
     ("full prefill, ggml f16", "prefill-*-full", GGML, "headroom/int8", 10),
-    ("causal prefill, all", "prefill-*-causal", (), "headroom/int8", 10),
+    ("causal prefill, ik_llama.cpp 8-bit", "prefill-*-causal", Q8, "headroom/int8", 10),
+    ("causal prefill, oneDNN", "prefill-*-causal", ("onednn/",), "headroom/int8", 10),
+    ("causal prefill, PyTorch", "prefill-*-causal", ("torch/",), "headroom/int8", 10),
+    ("causal prefill, ggml f16", "prefill-*-causal", GGML, "headroom/int8", 10),
     ("decode cold, best 8-bit", "decode-*-8x8-cold", EIGHT, "headroom/int8", 1.85),
     ("decode cold, best 4-bit", "decode-*-8x8-cold", FOUR, "headroom/int4", 2.4),
     ("decode warm, best 8-bit", "decode-*-8x8-warm", EIGHT, "headroom/int8", 1.5),
@@ -102,8 +105,7 @@ def print_bars(results):
                 continue
             ratios = [(ratio(burst, entry, named(burst, ours_name)), name)
                       for name, (burst, entry) in entries.items()
-                      if not is_ours(name) and named(burst, ours_name)
-                      and (not names or any(name.startswith(n) for n in names))]
+                      if name.startswith(names) and named(burst, ours_name)]
             if not ratios:
                 continue
             least, name = min(ratios)
