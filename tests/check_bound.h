@@ -35,6 +35,7 @@
 #include <stdlib.h>
 
 #include "check_bound_half.h"
+#include "check_bound_half_decode.h"
 #include "check_recipes.h"
 #include "pack_scale.h"
 #include "plan.h"
@@ -48,8 +49,9 @@ typedef struct error_model {
     double exp_error;              /* relative */
     double p_relative, p_absolute; /* of the weight; of the tile's largest */
     bool fold_v;                   /* V's token scales are rounded together with P */
-    bool p_running; /* P is rounded relative to a running maximum: M_t is that of all keys */
-    bool half;      /* products are in FP16: check_bound_half.h */
+    bool p_running;   /* P is rounded relative to a running maximum: M_t is that of all keys */
+    bool half;        /* products are in FP16: check_bound_half.h */
+    bool half_decode; /* likewise, in the decode kernel: check_bound_half_decode.h */
     int32_t tile_kv;
 } error_model;
 
@@ -64,12 +66,17 @@ static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *r
     switch (row->p_dtype) {
     case HR_DTYPE_BF16:
         model.p_relative = 0x1p-8;
+        if (row->isa == HR_ISA_AVX512 && row->max_seqlen_q > 0) model.p_relative = 0; /* FP32 P */
         break;
     case HR_DTYPE_E4M3:
         model.p_relative = 0x1p-4;
         model.p_absolute = 0x1p-10 / 448;
         model.half = row->isa == HR_ISA_AVX512FP16 && row->max_seqlen_q == 0;
-        if (model.half) model.dot_terms = 0;
+        model.half_decode = row->isa == HR_ISA_AVX512FP16 && row->max_seqlen_q > 0;
+        if (model.half || model.half_decode) model.dot_terms = 0;
+        if (!model.half_decode) break;
+        model.p_relative = HALF_DECODE_P_RELATIVE;
+        model.p_absolute = HALF_DECODE_P_ABSOLUTE;
         break;
     case HR_DTYPE_U8:
         /* kernels/cpu/integer_softmax.h: 2^x is good to 2.9e-6 and log2 of V's scale to 3.4e-7. */
@@ -198,6 +205,9 @@ static inline void bound_logits(const bound_input *in, const key_facts *keys, co
         double error = scale * in->model.dot_terms * UNIT * q_norm * key->norm;
         if (in->model.half)
             error += scale * half_dot_error(q, key->k, head_dim, state->q_scale * key->scale);
+        if (in->model.half_decode)
+            error +=
+                scale * half_decode_dot_error(q, key->k, head_dim, state->q_scale * key->scale);
         error += scale * (q_half * key->sum + key->half * q_sum + head_dim * q_half * key->half);
         error += 16 * UNIT * (fabs(s) + (cap > 0 ? fabs(bias) : 0));
         if (cap > 0) {
@@ -288,7 +298,7 @@ static inline void bound_row(const bound_input *in, const key_facts *keys, doubl
      * A bound of a quarter or more would say nothing. The shapes and fills stay far below, but for
      * FP16 products under logits of some dozens: e_quant is near 1 there too.
      */
-    if (model->half && total >= 0.25) {
+    if ((model->half || model->half_decode) && total >= 0.25) {
         bound_undecided(state, keys, head_dim, o_bound, lse_bound);
         return;
     }
@@ -346,7 +356,8 @@ static inline void bound_head(const bound_input *in, int32_t sequence, int32_t h
         if (q_packed->lse_bias)
             bias = (double)problem->softmax_scale *
                    (double)q_packed->lse_bias[head * q_packed->total_tokens + token];
-        if (in->model.half) state.q_scale = token_scale(q_packed, head, sequence, row);
+        if (in->model.half || in->model.half_decode)
+            state.q_scale = token_scale(q_packed, head, sequence, row);
         double q_half = half_unit(&in->model, q_packed, head, sequence, row);
         bound_logits(in, keys, in->q + index * head_dim, q_half, bias, &args, row, head,
                      in->lse[index], &state);

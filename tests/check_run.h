@@ -230,7 +230,10 @@ static inline void bound_case(check_case *test, const hr_packed_layer *packed,
                               const hr_kernel_info *row)
 {
     error_model model = model_of(row, &test->recipe, test->shape.head_dim);
-    if (test->bound_model.tile_kv == model.tile_kv && test->bound_model.half == model.half) return;
+    if (test->bound_model.tile_kv == model.tile_kv && test->bound_model.half == model.half &&
+        test->bound_model.half_decode == model.half_decode &&
+        test->bound_model.p_relative == model.p_relative)
+        return;
     test->bound_model = model;
     compute_bound(&(bound_input){.problem = &test->problem,
                                  .packed = packed,
