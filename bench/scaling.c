@@ -4,10 +4,10 @@
  *     scaling --recipe int8 --seqlen-q 65536 --seqlen-kv 65536 --head-dim 128 --causal
  *
  * prints one line of JSON. Peak memory of a process only grows, so every point of a curve is a
- * fresh process; bench/scaling.py runs them. rss_run is how far the resident set rose above where
- * it stood before the runs (all operands and O had been touched by then): the scratch memory of
- * attention itself. rss_peak is the whole process, inputs in FP32 and packing included;
- * operand_bytes are those inputs, the packed operands and O.
+ * fresh process; bench/scaling.py runs them. rss_run is what attention itself takes: how far the
+ * resident set rose when the plan, which holds the scratch memory, was made, and then during the
+ * runs (all operands and O had been touched by then). rss_peak is the whole process, inputs in FP32
+ * and packing included; operand_bytes are those inputs, the packed operands and O.
  */
 #include <argp.h>
 #include <headroom/headroom.h>
@@ -45,6 +45,7 @@ typedef struct scaling_job {
     int32_t *cu_q, *cu_kv; /* [batch + 1] */
     float *q, *k, *v, *o;
     hr_plan *plan;
+    long plan_bytes; /* by which the plan's creation raised the resident set */
     hr_packed_layer packed;
 } scaling_job;
 
@@ -154,7 +155,9 @@ static void prepare(scaling_job *job, const scaling_case *c)
     problem.mask.window_left = c->window;
     fill(job, c);
     hr_plan_options options = {.threads = c->threads};
+    job->plan_bytes = memory_now("VmRSS:");
     check(hr_plan_create(&problem, &job->recipe, &options, &job->plan));
+    job->plan_bytes = memory_now("VmRSS:") - job->plan_bytes;
     hr_layer_layouts layouts = hr_plan_layouts(job->plan);
     hr_tensor q = view(job->q, job->cu_q[c->batch], c->heads, c->head_dim);
     hr_tensor k = view(job->k, job->cu_kv[c->batch], c->kv_heads, c->head_dim);
@@ -286,6 +289,7 @@ int main(int argc, char **argv)
            c.heads, c.kv_heads, c.batch, c.threads, c.causal ? "true" : "false", seconds, runs,
            hr_plan_flops(job.plan),
            (long long)(hr_packed_bytes(&job.packed.k) + hr_packed_bytes(&job.packed.v)),
-           operand_bytes(&job, &c), after > peak_before ? after : peak_before, after - before);
+           operand_bytes(&job, &c), after > peak_before ? after : peak_before,
+           job.plan_bytes + after - before);
     return 0;
 }

@@ -110,7 +110,7 @@ def draw(results, folder):
             if curve["recipe"] == "int8":
                 memory_axes.plot(xs, packed, ":", color="#888888", label="operands and O")
         time_axes.set_title(name, fontsize=9)
-        for axis, label in ((time_axes, "ms"), (memory_axes, "MiB added by attention")):
+        for axis, label in ((time_axes, "ms"), (memory_axes, "MiB, plan and runs")):
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
             axis.set_xlabel(CURVES[name][0] if axis is memory_axes else "", fontsize=8)

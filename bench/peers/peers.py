@@ -135,10 +135,10 @@ def command(participant, row, threads):
 
 
 def environment(participant, threads):
-    """Waiting threads of an idle driver must not spin; all allocators use huge pages alike."""
+    """Idle drivers must not spin for long; all allocators use huge pages alike."""
     count = 1 if participant.one_thread else threads
-    variables = dict(os.environ, OMP_NUM_THREADS=str(count), OMP_WAIT_POLICY="passive",
-                     KMP_BLOCKTIME="0", GLIBC_TUNABLES="glibc.malloc.hugetlb=1",
+    variables = dict(os.environ, OMP_NUM_THREADS=str(count), KMP_BLOCKTIME="1",
+                     GLIBC_TUNABLES="glibc.malloc.hugetlb=1",
                      PYTHONDONTWRITEBYTECODE="1")
     if participant.family == "onednn":
         # PyPI's oneDNN runs on SYCL, whose CPU device is an OpenCL driver in the same folder.
