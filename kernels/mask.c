@@ -60,10 +60,12 @@ static void add_range(range_list *list, int32_t begin, int32_t end, bool kept)
     list->count++;
 }
 
-static int32_t kept_keys(const hr_mask *mask, int32_t seqlen_kv)
+/* `before`: keys of the sequence that come before these. */
+static int32_t kept_keys(const hr_mask *mask, int32_t before, int32_t seqlen_kv)
 {
     const bool hides = mask->blocks || mask->window_left >= 0 || mask->window_right >= 0;
-    return !hides ? 0 : mask->keep < seqlen_kv ? mask->keep : seqlen_kv;
+    const int32_t kept = mask->keep - before;
+    return !hides || kept < 0 ? 0 : kept < seqlen_kv ? kept : seqlen_kv;
 }
 
 /* One row of the block mask: a range for each run of neighbouring columns. */
@@ -84,8 +86,9 @@ static void add_block_row(range_list *list, const hr_block_mask *mask, int64_t r
 }
 
 /* Lists in the order of hr_plan_range_list; begin [lists + 1] is filled when not NULL. */
-static int64_t make_lists(const hr_attention_problem *problem, range_list *list, int64_t *begin)
+static int64_t make_lists(const hr_plan *plan, range_list *list, int64_t *begin)
 {
+    const hr_attention_problem *problem = &plan->problem;
     const hr_mask *mask = &problem->mask;
     const hr_block_mask *blocks = mask->blocks;
     int64_t number = 0;
@@ -93,7 +96,8 @@ static int64_t make_lists(const hr_attention_problem *problem, range_list *list,
         for (int32_t b = 0; b < problem->batch; b++) {
             const int32_t seqlen_q = problem->cu_seqlens_q[b + 1] - problem->cu_seqlens_q[b];
             const int32_t seqlen_kv = problem->cu_seqlens_kv[b + 1] - problem->cu_seqlens_kv[b];
-            const int32_t kept = kept_keys(mask, seqlen_kv);
+            const int32_t kept =
+                kept_keys(mask, plan->keys_before ? plan->keys_before[b] : 0, seqlen_kv);
             const int64_t rows =
                 blocks ? ((int64_t)seqlen_q + blocks->block_q - 1) / blocks->block_q : 1;
             for (int64_t row = 0; row < rows; row++, number++) {
@@ -120,11 +124,11 @@ int64_t hr_plan_range_list(const hr_plan *plan, int32_t sequence, int32_t head, 
 hr_status hr_plan_build_ranges(hr_plan *plan)
 {
     range_list list = {0};
-    const int64_t lists = make_lists(&plan->problem, &list, NULL);
+    const int64_t lists = make_lists(plan, &list, NULL);
     plan->ranges = hr_alloc((size_t)list.count, sizeof *plan->ranges);
     plan->range_begin = hr_alloc((size_t)lists + 1, sizeof *plan->range_begin);
     if (!plan->ranges || !plan->range_begin) return HR_ERROR_OUT_OF_MEMORY;
     list = (range_list){.range = plan->ranges};
-    make_lists(&plan->problem, &list, plan->range_begin);
+    make_lists(plan, &list, plan->range_begin);
     return HR_OK;
 }

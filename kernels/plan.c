@@ -13,6 +13,7 @@
 #include "isa.h"
 #include "memory.h"
 #include "plan_device.h"
+#include "plan_residual.h"
 #include "status_internal.h"
 
 static hr_status copy_array(const void *source, size_t count, size_t size, void *out)
@@ -44,6 +45,7 @@ static hr_status copy_problem(hr_plan *plan, const hr_attention_problem *problem
     plan->problem.paging.block_table = plan->block_table;
     plan->problem.alibi_slopes = plan->alibi_slopes;
     plan->problem.sinks = plan->sinks;
+    plan->problem.paging.residual_blocks = NULL;
     return HR_OK;
 }
 
@@ -79,6 +81,12 @@ static hr_status allocate_parts(hr_plan *plan)
     plan->part_o = hr_alloc(vectors, (size_t)problem->head_dim * sizeof *plan->part_o);
     plan->part_lse = hr_alloc(vectors, sizeof *plan->part_lse);
     return plan->part_o && plan->part_lse ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
+}
+
+static hr_status copy_place(hr_plan *plan, const hr_plan_place *place, size_t batch)
+{
+    HR_TRY(copy_array(place->before, batch, sizeof(int32_t), &plan->keys_before));
+    return copy_array(place->after, batch, sizeof(int32_t), &plan->keys_after);
 }
 
 static hr_status copy_epilogue(hr_plan *plan, const hr_epilogue *epilogue)
@@ -120,7 +128,8 @@ static hr_status build_device_plan(hr_plan *plan, const hr_attention_problem *pr
 }
 
 static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
-                            const hr_recipe *recipe, const hr_plan_options *options)
+                            const hr_recipe *recipe, const hr_plan_options *options,
+                            const hr_plan_place *place)
 {
     if (options->threads < 0)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
@@ -137,6 +146,7 @@ static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
                        "kv_splits is %d; it must be 0 (as the problem needs) or at least 1",
                        options->kv_splits);
     HR_TRY(copy_problem(plan, problem));
+    HR_TRY(copy_place(plan, place, (size_t)problem->batch));
     plan->kv_splits = options->kv_splits;
     HR_TRY(copy_epilogue(plan, options->epilogue));
     HR_TRY(hr_plan_build_ranges(plan));
@@ -160,12 +170,25 @@ static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
 hr_status hr_plan_create(const hr_attention_problem *problem, const hr_recipe *recipe,
                          const hr_plan_options *options, hr_plan **out)
 {
+    static const hr_plan_place alone = {0};
     if (!out) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "out must not be NULL");
+    *out = NULL;
+    if (!recipe || !recipe->residual)
+        return hr_plan_create_placed(problem, recipe, options, &alone, out);
+    hr_recipe normalized = *recipe;
+    HR_TRY(hr_recipe_normalize(&normalized));
+    return hr_plan_create_residual(problem, &normalized, options, out);
+}
+
+hr_status hr_plan_create_placed(const hr_attention_problem *problem, const hr_recipe *recipe,
+                                const hr_plan_options *options, const hr_plan_place *place,
+                                hr_plan **out)
+{
     *out = NULL;
     hr_plan_options defaults = {0};
     hr_plan *plan = hr_alloc(1, sizeof *plan);
     if (!plan) return HR_ERROR_OUT_OF_MEMORY;
-    hr_status status = build_plan(plan, problem, recipe, options ? options : &defaults);
+    hr_status status = build_plan(plan, problem, recipe, options ? options : &defaults, place);
     if (status != HR_OK) {
         hr_plan_free(plan);
         return status;
@@ -193,6 +216,9 @@ void hr_plan_free(hr_plan *plan)
     free(plan->norm_weight);
     free(plan->norm_bias);
     free(plan->groups);
+    free(plan->keys_before);
+    free(plan->keys_after);
+    hr_plan_residual_free(plan->residual);
     free(plan->scratch);
     free(plan);
 }

@@ -39,10 +39,12 @@ typedef struct hr_group {
 } hr_group;
 
 struct hr_plan_device;
+typedef struct hr_plan_residual hr_plan_residual;
 
 struct hr_plan {
     hr_attention_problem problem; /* its arrays point to the copies below */
     int32_t *cu_seqlens_q, *cu_seqlens_kv, *block_table;
+    int32_t *keys_before, *keys_after; /* [batch] of each sequence, not this plan's; NULL: none */
     float *alibi_slopes, *sinks;
     hr_recipe recipe;
     const hr_kernel *kernel;
@@ -66,6 +68,7 @@ struct hr_plan {
     hr_group *groups; /* with an epilogue only; most work first */
     int64_t group_count;
     int32_t group_rows;            /* most rows a group has */
+    hr_plan_residual *residual;    /* NULL: this is all of the plan */
     struct hr_plan_device *device; /* NULL on the CPU; else nothing from tasks to parts is used */
 };
 
@@ -90,6 +93,9 @@ hr_status hr_attention_problem_check(const hr_attention_problem *problem) HR_NOD
 
 /* The lengths and mask of one sequence as a kernel sees them; other fields are zero. */
 hr_kernel_args hr_sequence_args(const hr_attention_problem *problem, int32_t sequence);
+
+/* The same, where the plan's keys are followed by others. */
+hr_kernel_args hr_plan_sequence_args(const hr_plan *plan, int32_t sequence);
 
 int32_t hr_longest_sequence(const int32_t *cu_seqlens, int32_t batch);
 
@@ -118,6 +124,13 @@ typedef struct hr_plan_io {
     const hr_tensor *o, *lse;
     const hr_tensor *residual, *stream; /* of the epilogue; NULL: none */
 } hr_plan_io;
+
+/* Checks and runs: hr_plan_run_tensors without a residual. */
+hr_status hr_plan_run_io(const hr_plan *plan, const hr_plan_io *io) HR_NODISCARD;
+
+/* HR_ERROR_MISMATCH unless an output, "o" (ndim 3) or "lse" (2), has the plan's shape. */
+hr_status hr_plan_check_output(const hr_plan *plan, const char *name, const hr_tensor *tensor,
+                               int ndim) HR_NODISCARD;
 
 /* Bytes of one hr_kernel_args for each head of the task with most heads, a multiple of 64. */
 size_t hr_plan_args_bytes(const hr_plan *plan);

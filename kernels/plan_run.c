@@ -13,6 +13,7 @@
 #include "pack_layout.h"
 #include "pack_scale.h"
 #include "plan_device.h"
+#include "plan_residual.h"
 #include "status_internal.h"
 
 /* Below this, starting a team costs more than it saves: about 20 microseconds of one core. */
@@ -88,7 +89,7 @@ static void run_task(const hr_plan *plan, const hr_plan_io *io, const hr_task *t
     const hr_attention_problem *problem = &plan->problem;
     const int32_t kv_head = task->head / (problem->num_heads / problem->num_kv_heads);
 
-    hr_kernel_args args = hr_sequence_args(problem, task->sequence);
+    hr_kernel_args args = hr_plan_sequence_args(plan, task->sequence);
     args.heads = task->heads;
     args.q_begin = task->q_begin;
     args.q_end = task->q_end;
@@ -167,8 +168,8 @@ static void run_group(const hr_plan *plan, const hr_plan_io *io, const hr_group 
     hr_epilogue_apply(plan->epilogue, &rows);
 }
 
-static hr_status check_output(const hr_plan *plan, const char *name, const hr_tensor *tensor,
-                              int ndim)
+hr_status hr_plan_check_output(const hr_plan *plan, const char *name, const hr_tensor *tensor,
+                               int ndim)
 {
     const hr_attention_problem *problem = &plan->problem;
     const int64_t expected[3] = {problem->cu_seqlens_q[problem->batch], problem->num_heads,
@@ -197,17 +198,17 @@ static hr_status check_output(const hr_plan *plan, const char *name, const hr_te
     return hr_device_expect(name, tensor->device, plan->device ? HR_DEVICE_CUDA : HR_DEVICE_CPU);
 }
 
-static hr_status run_tasks(const hr_plan *plan, const hr_plan_io *io)
+hr_status hr_plan_run_io(const hr_plan *plan, const hr_plan_io *io)
 {
     HR_TRY(hr_plan_check_operands(plan, io));
-    HR_TRY(check_output(plan, "o", io->o, 3));
-    if (io->lse) HR_TRY(check_output(plan, "lse", io->lse, 2));
+    HR_TRY(hr_plan_check_output(plan, "o", io->o, 3));
+    if (io->lse) HR_TRY(hr_plan_check_output(plan, "lse", io->lse, 2));
     if ((io->residual || io->stream) && !plan->epilogue)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                        "%s was given, but the plan has no epilogue; it must be NULL",
                        io->residual ? "residual" : "stream");
-    if (io->residual) HR_TRY(check_output(plan, "residual", io->residual, 3));
-    if (io->stream) HR_TRY(check_output(plan, "stream", io->stream, 3));
+    if (io->residual) HR_TRY(hr_plan_check_output(plan, "residual", io->residual, 3));
+    if (io->stream) HR_TRY(hr_plan_check_output(plan, "stream", io->stream, 3));
     if (plan->device) return hr_plan_device_run(plan, io);
     const int threads = omp_in_parallel() || plan->flops < SERIAL_FLOPS ? 1 : plan->threads;
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -243,6 +244,11 @@ hr_status hr_plan_run_tensors(hr_plan *plan, const hr_plan_tensors *tensors)
     if (paged ? !tensors->q || !tensors->cache : !tensors->operands)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "%s must not be NULL",
                        paged ? "q and cache" : "operands");
+    if (tensors->q_recent && !plan->residual)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "q_recent was given, but the plan's recipe has no residual; it must be "
+                       "NULL");
+    if (plan->residual) return hr_plan_run_residual(plan, tensors);
     const hr_packed_layer *operands = tensors->operands;
     const hr_plan_io io = {.q = paged ? tensors->q : &operands->q,
                            .k = paged ? NULL : &operands->k,
@@ -252,7 +258,7 @@ hr_status hr_plan_run_tensors(hr_plan *plan, const hr_plan_tensors *tensors)
                            .lse = tensors->lse,
                            .residual = tensors->residual,
                            .stream = tensors->stream};
-    return run_tasks(plan, &io);
+    return hr_plan_run_io(plan, &io);
 }
 
 hr_status hr_plan_run(hr_plan *plan, const hr_packed_layer *operands, const hr_tensor *o,

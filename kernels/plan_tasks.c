@@ -47,7 +47,7 @@ static int compare_tasks(const void *left, const void *right)
 /* The arguments of a task as far as they say which keys its rows see. */
 static hr_kernel_args key_args(const hr_plan *plan, const hr_task *task)
 {
-    hr_kernel_args args = hr_sequence_args(&plan->problem, task->sequence);
+    hr_kernel_args args = hr_plan_sequence_args(plan, task->sequence);
     args.q_begin = task->q_begin;
     args.q_end = task->q_end;
     args.kv_begin = task->kv_begin;
@@ -103,7 +103,7 @@ static double total_pairs(const hr_plan *plan)
     const int32_t group = problem->num_heads / mask_heads;
     double pairs = 0;
     for (int32_t b = 0; b < problem->batch; b++) {
-        hr_kernel_args args = hr_sequence_args(problem, b);
+        hr_kernel_args args = hr_plan_sequence_args(plan, b);
         const int32_t step = blocks ? blocks->block_q : args.seqlen_q;
         for (int32_t head = 0; head < problem->num_heads; head += group)
             for (int32_t q = 0, end; q < args.seqlen_q; q = end) {
@@ -214,7 +214,7 @@ static void add_sequence(task_lists *lists, const hr_plan *plan, int32_t sequenc
     const hr_attention_problem *problem = &plan->problem;
     const int32_t tile_q = plan->kernel->info.tile_q;
     const int32_t group = problem->num_heads / problem->num_kv_heads;
-    const hr_kernel_args args = hr_sequence_args(problem, sequence);
+    const hr_kernel_args args = hr_plan_sequence_args(plan, sequence);
     const int32_t together = heads_together(plan, args.seqlen_q < tile_q ? args.seqlen_q : tile_q);
     int32_t heads;
     for (int32_t head = 0; head < problem->num_heads; head += heads) {

@@ -161,6 +161,13 @@ hr_status hr_kernel_query_from(const hr_attention_problem *problem, const hr_rec
     return HR_OK;
 }
 
+hr_kernel_args hr_plan_sequence_args(const hr_plan *plan, int32_t sequence)
+{
+    hr_kernel_args args = hr_sequence_args(&plan->problem, sequence);
+    if (plan->keys_after) args.shift += plan->keys_after[sequence];
+    return args;
+}
+
 hr_kernel_args hr_sequence_args(const hr_attention_problem *problem, int32_t sequence)
 {
     const hr_mask *mask = &problem->mask;

@@ -80,6 +80,11 @@ static hr_status check_options(const hr_kv_cache_options *options)
     HR_TRY(check_operand(HR_OPERAND_K, &recipe.k, options));
     HR_TRY(check_operand(HR_OPERAND_V, &recipe.v, options));
     HR_TRY(check_mean(options, &recipe.k));
+    if (recipe.residual ? options->max_sequences < 1 : options->max_sequences != 0)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "max_sequences is %d; with a recipe with%s a residual it must be %s",
+                       options->max_sequences, recipe.residual ? "" : "out",
+                       recipe.residual ? "at least 1" : "0");
     return hr_rope_check(&options->rope, options->head_dim);
 }
 
@@ -122,6 +127,27 @@ static hr_status allocate_store(const hr_kv_cache *cache, const hr_operand_recip
     return store->zero_point ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
 }
 
+static hr_status make_residual(hr_kv_cache *cache, int32_t residual,
+                               const hr_kv_cache_options *options)
+{
+    const int64_t pages = (int64_t)hr_kv_ring_pages(residual) * options->max_sequences;
+    hr_recipe bf16;
+    HR_TRY(hr_recipe_parse("bf16", &bf16));
+    if (pages > INT32_MAX)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "%d residual blocks of %d tokens are more than a cache can have",
+                       options->max_sequences, residual);
+    cache->residual = residual;
+    cache->max_sequences = options->max_sequences;
+    const hr_kv_cache_options recent = {.recipe = &bf16,
+                                        .num_kv_heads = options->num_kv_heads,
+                                        .head_dim = options->head_dim,
+                                        .page_size = HR_RESIDUAL_MULTIPLE,
+                                        .num_pages = (int32_t)pages,
+                                        .rope = options->rope};
+    return hr_kv_cache_create(&recent, &cache->recent);
+}
+
 static hr_status fill_cache(hr_kv_cache *cache, const hr_kv_cache_options *options)
 {
     hr_recipe recipe = *options->recipe;
@@ -143,6 +169,7 @@ static hr_status fill_cache(hr_kv_cache *cache, const hr_kv_cache_options *optio
         if (!cache->mean) return HR_ERROR_OUT_OF_MEMORY;
         memcpy(cache->mean, options->k_mean, count * sizeof *cache->mean);
     }
+    if (recipe.residual) HR_TRY(make_residual(cache, recipe.residual, options));
     HR_TRY(allocate_store(cache, &recipe.k, HR_OPERAND_K, options->k_scale, &cache->k));
     return allocate_store(cache, &recipe.v, HR_OPERAND_V, options->v_scale, &cache->v);
 }
@@ -173,6 +200,7 @@ void hr_kv_cache_free(hr_kv_cache *cache)
         free(stores[i]->zero_point);
     }
     free(cache->mean);
+    hr_kv_cache_free(cache->recent);
     free(cache);
 }
 
@@ -185,7 +213,9 @@ static int64_t store_bytes(const hr_kv_cache *cache, const hr_kv_store *store)
 
 int64_t hr_kv_cache_bytes(const hr_kv_cache *cache)
 {
-    return cache ? store_bytes(cache, &cache->k) + store_bytes(cache, &cache->v) : 0;
+    if (!cache) return 0;
+    return store_bytes(cache, &cache->k) + store_bytes(cache, &cache->v) +
+           hr_kv_cache_bytes(cache->recent);
 }
 
 hr_kv_view hr_kv_cache_view(const hr_kv_cache *cache, hr_operand operand)

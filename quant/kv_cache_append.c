@@ -8,8 +8,10 @@
  */
 #include <float.h>
 #include <omp.h>
+#include <stdlib.h>
 
 #include "kv_cache_internal.h"
+#include "memory.h"
 #include "pack_encode.h"
 #include "status_internal.h"
 #include "tensor_rows.h"
@@ -177,10 +179,9 @@ static hr_status append_chunk(const append_job *job, int64_t first, int64_t coun
     return HR_OK;
 }
 
-hr_status hr_kv_cache_append(hr_kv_cache *cache, const hr_tensor *k, const hr_tensor *v,
-                             const int32_t *positions, const int64_t *slot_mapping)
+static hr_status append(hr_kv_cache *cache, const hr_tensor *k, const hr_tensor *v,
+                        const int32_t *positions, const int64_t *slot_mapping)
 {
-    if (!cache) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "cache is NULL");
     HR_TRY(check_input(cache, k, "k"));
     HR_TRY(check_input(cache, v, "v"));
     const int64_t tokens = k->shape[0];
@@ -206,4 +207,54 @@ hr_status hr_kv_cache_append(hr_kv_cache *cache, const hr_tensor *k, const hr_te
     for (int64_t first = 0; first < tokens; first += CHUNK)
         HR_TRY(append_chunk(&job, first, tokens - first < CHUNK ? tokens - first : CHUNK));
     return HR_OK;
+}
+
+hr_status hr_kv_cache_append(hr_kv_cache *cache, const hr_tensor *k, const hr_tensor *v,
+                             const int32_t *positions, const int64_t *slot_mapping)
+{
+    if (!cache) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "cache is NULL");
+    if (cache->recent)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "the cache's recipe has a residual: hr_kv_cache_append_residual stores "
+                       "tokens there");
+    return append(cache, k, v, positions, slot_mapping);
+}
+
+/* Where the tokens go in the residual's cache: slots [tokens]. */
+static hr_status ring_slots(const hr_kv_cache *cache, int64_t tokens, const int32_t *positions,
+                            const int64_t *slot_mapping, const int32_t *blocks, int64_t *slots)
+{
+    const int64_t pages = hr_kv_ring_pages(cache->residual), page = HR_RESIDUAL_MULTIPLE;
+    for (int64_t t = 0; t < tokens; t++) {
+        slots[t] = -1;
+        if (slot_mapping[t] < 0) continue;
+        if (blocks[t] < 0 || blocks[t] >= cache->max_sequences)
+            return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                           "blocks[%lld] is %d; the cache has %d residual blocks", (long long)t,
+                           blocks[t], cache->max_sequences);
+        slots[t] = (blocks[t] * pages + positions[t] / page % pages) * page + positions[t] % page;
+    }
+    return HR_OK;
+}
+
+hr_status hr_kv_cache_append_residual(hr_kv_cache *cache, const hr_tensor *k, const hr_tensor *v,
+                                      const int32_t *positions, const int64_t *slot_mapping,
+                                      const int32_t *blocks)
+{
+    if (!cache || !k || !blocks || !slot_mapping)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "cache, k, slot_mapping and blocks must not be NULL");
+    if (!cache->recent)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "the cache's recipe has no residual: hr_kv_cache_append stores tokens");
+    const int64_t tokens = k->ndim > 0 ? k->shape[0] : 0;
+    HR_TRY(hr_rope_check_positions(positions, tokens));
+    int64_t *slots = hr_alloc((size_t)tokens, sizeof *slots);
+    if (!slots) return HR_ERROR_OUT_OF_MEMORY;
+    hr_status status = ring_slots(cache, tokens, positions, slot_mapping, blocks, slots);
+    /* The codes first: what is wrong with the call is found there, before anything is stored. */
+    if (status == HR_OK) status = append(cache, k, v, positions, slot_mapping);
+    if (status == HR_OK) status = append(cache->recent, k, v, positions, slots);
+    free(slots);
+    return status;
 }

@@ -31,7 +31,26 @@ struct hr_kv_cache {
     hr_kv_store k, v;
     double rates[HR_ROPE_PAIRS];
     float signs[HR_HEAD_DIM_MAX];
+    /*
+     * The residual: a BF16 cache with ring_pages pages of 16 tokens for each block; token t of a
+     * sequence is in page (t / 16) mod ring_pages of its block. NULL without.
+     */
+    struct hr_kv_cache *recent;
+    int32_t residual, max_sequences;
 };
+
+/* Pages of 16 tokens that hold `residual` tokens wherever a page begins. */
+static inline int32_t hr_kv_ring_pages(int32_t residual)
+{
+    return residual / HR_RESIDUAL_MULTIPLE + 1;
+}
+
+/* How many tokens of a sequence are read from their codes; the rest are the residual's. */
+static inline int32_t hr_kv_quantized_tokens(int32_t residual, int32_t tokens)
+{
+    return tokens > residual ? (tokens - residual) / HR_RESIDUAL_MULTIPLE * HR_RESIDUAL_MULTIPLE
+                             : 0;
+}
 
 static inline int64_t hr_kv_row(const hr_kv_cache *cache, int32_t head, int64_t slot)
 {

@@ -35,17 +35,17 @@ static const struct {
     hr_recipe recipe;
     const char *summary;
 } presets[] = {
-    {{"bf16", PLAIN(BF16), PLAIN(BF16), PLAIN(BF16), PLAIN(BF16)},
+    {{"bf16", PLAIN(BF16), PLAIN(BF16), PLAIN(BF16), PLAIN(BF16), 0},
      "unquantized baseline that speed is quoted against"},
-    {{"fp8", STATIC(E4M3, HEAD), STATIC(E4M3, HEAD), STATIC(E4M3, HEAD), PLAIN(E4M3)},
+    {{"fp8", STATIC(E4M3, HEAD), STATIC(E4M3, HEAD), STATIC(E4M3, HEAD), PLAIN(E4M3), 0},
      "FP8 with static scales per head, for Hopper prefill and decode"},
-    {{"int8", DYNAMIC(I8, TOKEN, 0), DYNAMIC(I8, TOKEN, MEAN), DYNAMIC(I8, TOKEN, 0), PLAIN(U8)},
+    {{"int8", DYNAMIC(I8, TOKEN, 0), DYNAMIC(I8, TOKEN, MEAN), DYNAMIC(I8, TOKEN, 0), PLAIN(U8), 0},
      "INT8 with scales per token and smoothed keys, for CPUs (VNNI) and Hopper"},
     {{"int8-fp8", DYNAMIC(I8, TOKEN, 0), DYNAMIC(I8, TOKEN, MEAN), DYNAMIC(E4M3, CHANNEL, 0),
-      PLAIN(E4M3)},
+      PLAIN(E4M3), 0},
      "INT8 queries and smoothed keys, FP8 values per channel (SageAttention2's choice)"},
     {{"int4", DYNAMIC(I8, TOKEN, HADAMARD), DYNAMIC(C4, TOKEN, MEAN | HADAMARD),
-      DYNAMIC(C4, TOKEN, 0), PLAIN(U8)},
+      DYNAMIC(C4, TOKEN, 0), PLAIN(U8), 0},
      "4-bit keys and values on a gaussian codebook, for long-context decode"},
 };
 
@@ -205,6 +205,11 @@ hr_status hr_recipe_check(hr_recipe *recipe)
         return hr_fail(HR_ERROR_UNSUPPORTED, "p.dtype=%s: p takes f32, bf16, e4m3 or u8",
                        hr_dtype_name(p));
     recipe->p = (hr_operand_recipe){.dtype = p};
+    if (recipe->residual < 0 || recipe->residual > HR_RESIDUAL_MAX ||
+        recipe->residual % HR_RESIDUAL_MULTIPLE != 0)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "residual=%d: it is a multiple of %d tokens up to %d, or 0 for none",
+                       recipe->residual, HR_RESIDUAL_MULTIPLE, HR_RESIDUAL_MAX);
     return check_transforms(recipe);
 }
 

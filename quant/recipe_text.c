@@ -132,9 +132,24 @@ static hr_status parse_operands(word operands, unsigned *bits)
     return HR_OK;
 }
 
+/* True when the setting is "residual=N", which `recipe` then has. */
+static bool parse_residual(word setting, hr_recipe *recipe)
+{
+    const int32_t tokens = counted(setting, "residual=");
+    if (tokens) recipe->residual = tokens;
+    return tokens;
+}
+
 /* "operands.field=value"; `set` has one bit for every operand and field set so far. */
 static hr_status parse_setting(word setting, hr_recipe *recipe, unsigned *set)
 {
+    const unsigned residual_bit = 1u << (OPERANDS * FIELDS);
+    if (parse_residual(setting, recipe)) {
+        if (*set & residual_bit)
+            return hr_fail(HR_ERROR_INVALID_ARGUMENT, "recipe: residual is set twice");
+        *set |= residual_bit;
+        return HR_OK;
+    }
     const char *end = setting.begin + setting.length;
     const char *dot = memchr(setting.begin, '.', (size_t)setting.length);
     const char *equals = dot ? memchr(dot, '=', (size_t)(end - dot)) : NULL;
@@ -245,8 +260,8 @@ static void format_value(const hr_operand_recipe *operand, int field, char out[1
  * `fields`; after each, `from` holds what the parser would know, implications included.
  *
  * The longest text is four dtypes (52 characters), three granularities such as
- * "q.granularity=block65536," (75), two scales (33), two transforms (48) and the preset's name (9):
- * 217, so that HR_RECIPE_NAME_BYTES always holds it.
+ * "q.granularity=block65536," (75), two scales (33), two transforms (48), the preset's name (9) and
+ * "residual=65536," (15): 232, so that HR_RECIPE_NAME_BYTES always holds it.
  */
 static void write_settings(const hr_recipe *preset, hr_recipe *recipe, char *out, size_t size)
 {
@@ -278,6 +293,8 @@ static void write_settings(const hr_recipe *preset, hr_recipe *recipe, char *out
         for (int i = 0; i < P; i++)
             fill_implied(hr_recipe_operand(&from, i), field >= GRANULARITY, field >= SCALE);
     }
+    if (recipe->residual)
+        snprintf(out + used, size - used, "%cresidual=%d", separator, recipe->residual);
 }
 
 void hr_recipe_write_name(hr_recipe *recipe)

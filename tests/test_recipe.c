@@ -35,8 +35,8 @@ static bool same_operand(const hr_operand_recipe *a, const hr_operand_recipe *b)
 
 static bool same_recipe(const hr_recipe *a, const hr_recipe *b)
 {
-    return !strcmp(a->name, b->name) && same_operand(&a->q, &b->q) && same_operand(&a->k, &b->k) &&
-           same_operand(&a->v, &b->v) && same_operand(&a->p, &b->p);
+    return !strcmp(a->name, b->name) && a->residual == b->residual && same_operand(&a->q, &b->q) &&
+           same_operand(&a->k, &b->k) && same_operand(&a->v, &b->v) && same_operand(&a->p, &b->p);
 }
 
 Test(recipe, presets_are_the_documented_ones)
@@ -147,6 +147,7 @@ static hr_recipe random_recipe(uint64_t *seed)
         *operands[i] = operand;
     }
     uint64_t bits = random_bits(seed);
+    recipe.residual = bits >> 60 ? 0 : 16 * (int32_t)(1 + (bits >> 20) % 4096);
     recipe.p.dtype = p[bits % 4];
     recipe.q.transform = bits >> 8 & HR_TRANSFORM_HADAMARD;
     recipe.k.transform = recipe.q.transform | (bits >> 16 & HR_TRANSFORM_MEAN);
@@ -175,6 +176,21 @@ Test(recipe, normalize_clears_fields_without_meaning)
     recipe.p = (hr_operand_recipe){HR_DTYPE_E4M3, HR_GRANULARITY_HEAD, 3, true, 1};
     cr_assert_eq(hr_recipe_normalize(&recipe), HR_OK);
     cr_expect(same_recipe(&recipe, hr_recipe_preset(1)));
+}
+
+Test(recipe, residual)
+{
+    cr_expect_eq(hr_recipe_preset(4)->residual, 0);
+    cr_expect_eq(parse("int4:residual=128").residual, 128);
+    cr_expect_str_eq(parse("int4:residual=128,v.dtype=i4").name, "int4:v.dtype=i4,residual=128");
+    hr_recipe recipe;
+    cr_expect_eq(hr_recipe_parse("int4:residual=100", &recipe), HR_ERROR_INVALID_ARGUMENT);
+    cr_expect(strstr(hr_last_error(), "residual=100: it is a multiple of 16"), "%s",
+              hr_last_error());
+    cr_expect_eq(hr_recipe_parse("int4:residual=16,residual=16", &recipe),
+                 HR_ERROR_INVALID_ARGUMENT);
+    cr_expect(strstr(hr_last_error(), "residual is set twice"));
+    cr_expect_eq(hr_recipe_parse("int4:residual=0", &recipe), HR_ERROR_INVALID_ARGUMENT);
 }
 
 Test(recipe, errors_leave_the_output_alone)

@@ -317,15 +317,16 @@ HR_API hr_status hr_plan_run_paged(hr_plan *plan, const hr_packed *q, const hr_k
                                    const hr_tensor *o, const hr_tensor *lse) HR_NODISCARD;
 
 /*
- * Everything a run can read and write. Without paging: operands; with: q and cache. o and lse as
- * for hr_plan_run. With an epilogue, o is `out`, and o, residual and stream are F32 or BF16, each
- * on its own, [total_q, num_heads, head_dim] with the hidden dimension contiguous: strides (any,
- * head_dim, 1). residual and stream may be the same tensor; o may be either when both dtypes are
- * the same. Zero-initialize, then set what applies.
+ * Everything a run can read and write. Without paging: operands; with: q and cache, and where the
+ * recipe has a residual, q_recent: Q in BF16 (recipe bf16, HR_LAYOUT_ROWS, the same rope). o and
+ * lse as for hr_plan_run. With an epilogue, o is `out`, and o, residual and stream are F32 or BF16,
+ * each on its own, [total_q, num_heads, head_dim] with the hidden dimension contiguous: strides
+ * (any, head_dim, 1). residual and stream may be the same tensor; o may be either when both dtypes
+ * are the same. Zero-initialize, then set what applies.
  */
 typedef struct hr_plan_tensors {
     const hr_packed_layer *operands;
-    const hr_packed *q;
+    const hr_packed *q, *q_recent;
     const hr_kv_cache *cache;
     const hr_tensor *o, *lse;
     const hr_tensor *residual; /* read by the epilogue; NULL: 0 */

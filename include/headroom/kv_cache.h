@@ -33,6 +33,11 @@ typedef struct hr_paging {
     int32_t page_size;          /* tokens a page */
     int32_t max_pages;          /* columns of block_table */
     const int32_t *block_table; /* [batch, max_pages] page numbers */
+    /*
+     * [batch] which of the cache's residual blocks each sequence has, below max_sequences. Only
+     * for a recipe with a residual; else NULL.
+     */
+    const int32_t *residual_blocks;
 } hr_paging;
 
 typedef struct hr_kv_cache hr_kv_cache; /* opaque */
@@ -49,6 +54,7 @@ typedef struct hr_kv_cache_options {
     const float *k_scale, *v_scale;
     const float *k_mean; /* [num_kv_heads, head_dim] of rotated keys, when the recipe smooths K */
     uint64_t hadamard_seed; /* 0 means HR_HADAMARD_DEFAULT_SEED */
+    int32_t max_sequences;  /* residual blocks, where the recipe has a residual; else 0 */
 } hr_kv_cache_options;
 
 enum { HR_PAGE_SIZE_MULTIPLE = 16, HR_PAGE_SIZE_MAX = 256 };
@@ -76,7 +82,22 @@ HR_API hr_status hr_kv_cache_append(hr_kv_cache *cache, const hr_tensor *k, cons
                                     const int32_t *positions,
                                     const int64_t *slot_mapping) HR_NODISCARD;
 
-/* Bytes the cache holds for all of its pages: codes, scales and zero points of K and V. */
+/*
+ * The same for a cache whose recipe has a residual of N tokens. Every token is quantized and stored
+ * when it arrives, as above, and kept in BF16 (rotated by rope alone) in the residual block of its
+ * sequence as well, until N to N + 16 newer ones have come. positions [tokens]: its index in its
+ * sequence, which rope turns by too. blocks [tokens]: the residual block of its sequence, below
+ * max_sequences; a new sequence simply takes a block over. Tokens of a sequence come in order.
+ */
+HR_API hr_status hr_kv_cache_append_residual(hr_kv_cache *cache, const hr_tensor *k,
+                                             const hr_tensor *v, const int32_t *positions,
+                                             const int64_t *slot_mapping,
+                                             const int32_t *blocks) HR_NODISCARD;
+
+/*
+ * Bytes the cache holds for all of its pages: codes, scales and zero points of K and V; and for its
+ * residual blocks.
+ */
 HR_API int64_t hr_kv_cache_bytes(const hr_kv_cache *cache);
 
 /* K or V as kernels read it: the arrays of the picture above, owned by the cache. */

@@ -6,7 +6,7 @@
  * A recipe is a plain value. Presets name the common ones; text names any:
  *
  *     recipe  := preset [ ":" setting { "," setting } ]
- *     setting := operand "." field "=" value
+ *     setting := operand "." field "=" value | "residual" "=" tokens
  *     operand := any of the letters q k v p, once each ("q", "qk", "qkv")
  *     field   := "dtype" | "granularity" | "scale" | "transform"
  *     value   := dtype name | "tensor" | "head" | "token" | "block"N | "channel" | "group"N
@@ -23,6 +23,10 @@
  * over channels. Smoothing (mean) is for k, rotation (hadamard) for q and k together. A block has 1
  * to 65536 tokens, a group an even number of channels up to 256 that divides head_dim (checked when
  * packing).
+ *
+ * residual=N: a KV cache keeps at least the last N tokens of each sequence in BF16 too (KIVI, Liu
+ * et al. 2024, section 3.2), and attention reads these instead of their codes. N is a multiple of
+ * 16 up to 65536; only caches look at it (headroom/kv_cache.h).
  */
 #ifndef HEADROOM_RECIPE_H
 #define HEADROOM_RECIPE_H
@@ -75,7 +79,10 @@ typedef struct hr_recipe {
     char name[HR_RECIPE_NAME_BYTES]; /* canonical text; parses back to the same recipe */
     hr_operand_recipe q, k, v;
     hr_operand_recipe p; /* only dtype is meaningful: F32, BF16, E4M3 or U8 */
+    int32_t residual;    /* tokens that a cache keeps in BF16; 0: none */
 } hr_recipe;
+
+enum { HR_RESIDUAL_MULTIPLE = 16, HR_RESIDUAL_MAX = 65536 };
 
 /* Number of presets, and the i-th one in table order (bf16, fp8, int8, int8-fp8, int4). */
 HR_API int hr_recipe_preset_count(void);

@@ -1,0 +1,220 @@
+/*
+ * Plans over a cache whose recipe has a residual: the last tokens of each sequence are read in
+ * BF16, all before them from their codes.
+ *
+ *     tokens   0 .......... quantized | .......... seqlen_kv
+ *              the plan itself        | plan->residual->recent, a plan of recipe bf16
+ *
+ * Each is a plan over its own keys, which knows how many keys come before and after them, and gives
+ * an attention state; the two are merged row by row. Codes stay in their pages and the residual in
+ * its own, so nothing is copied.
+ */
+#include "plan_residual.h"
+
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+
+#include "kv_cache_internal.h"
+#include "memory.h"
+#include "status_internal.h"
+
+enum { OLD, RECENT, PARTS };
+
+struct hr_plan_residual {
+    hr_plan *recent;
+    int32_t tokens;              /* the recipe's residual */
+    int32_t *cu_old, *cu_recent; /* [batch + 1] */
+    int32_t *old, *kept;         /* [batch] keys of either part */
+    int32_t *table;              /* [batch, ring pages]: the recent part's block table */
+    int32_t blocks;              /* residual blocks that the cache must have */
+    float *o, *lse;              /* [PARTS][total_q][num_heads][head_dim]; the same less head_dim */
+    float *sinks;
+};
+
+void hr_plan_residual_free(hr_plan_residual *residual)
+{
+    if (!residual) return;
+    hr_plan_free(residual->recent);
+    free(residual->cu_old);
+    free(residual->cu_recent);
+    free(residual->old);
+    free(residual->kept);
+    free(residual->table);
+    free(residual->o);
+    free(residual->lse);
+    free(residual->sinks);
+    free(residual);
+}
+
+static hr_status check_problem(const hr_attention_problem *problem, const hr_recipe *recipe,
+                               const hr_plan_options *options)
+{
+    if (!problem->paging.page_size)
+        return hr_fail(HR_ERROR_UNSUPPORTED,
+                       "recipe %s has a residual, which a paged KV cache keeps; a problem without "
+                       "paging takes the recipe without it",
+                       recipe->name);
+    if (!problem->paging.residual_blocks)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "recipe %s has a residual; paging.residual_blocks must not be NULL",
+                       recipe->name);
+    for (int32_t b = 0; b < problem->batch; b++)
+        if (problem->paging.residual_blocks[b] < 0)
+            return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                           "paging.residual_blocks[%d] is %d; it must be at least 0", b,
+                           problem->paging.residual_blocks[b]);
+    if (problem->mask.blocks)
+        return hr_fail(HR_ERROR_UNSUPPORTED,
+                       "recipe %s has a residual, which block-sparse masks do not go with",
+                       recipe->name);
+    if (options && options->epilogue)
+        return hr_fail(HR_ERROR_UNSUPPORTED,
+                       "recipe %s has a residual, which an epilogue does not go with: "
+                       "hr_epilogue_run does it afterwards",
+                       recipe->name);
+    return HR_OK;
+}
+
+/* Which keys each part has, and the pages of the recent ones. */
+static hr_status divide_keys(hr_plan_residual *residual, const hr_attention_problem *problem)
+{
+    const int32_t batch = problem->batch, pages = hr_kv_ring_pages(residual->tokens);
+    for (int32_t b = 0; b < batch; b++) {
+        const int32_t keys = problem->cu_seqlens_kv[b + 1] - problem->cu_seqlens_kv[b];
+        const int32_t block = problem->paging.residual_blocks[b];
+        residual->old[b] = hr_kv_quantized_tokens(residual->tokens, keys);
+        residual->kept[b] = keys - residual->old[b];
+        residual->cu_old[b + 1] = residual->cu_old[b] + residual->old[b];
+        residual->cu_recent[b + 1] = residual->cu_recent[b] + residual->kept[b];
+        if (block >= residual->blocks) residual->blocks = block + 1;
+        if ((int64_t)(block + 1) * pages > INT32_MAX)
+            return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                           "paging.residual_blocks[%d] is %d, more than a cache can have", b,
+                           block);
+        for (int32_t i = 0; i < pages; i++)
+            residual->table[b * pages + i] =
+                block * pages + (residual->old[b] / HR_RESIDUAL_MULTIPLE + i) % pages;
+    }
+    return HR_OK;
+}
+
+static hr_status allocate(hr_plan_residual *residual, const hr_attention_problem *problem)
+{
+    const size_t batch = (size_t)problem->batch, heads = (size_t)problem->num_heads;
+    const size_t vectors = PARTS * heads * (size_t)problem->cu_seqlens_q[batch];
+    residual->cu_old = hr_alloc(batch + 1, sizeof(int32_t));
+    residual->cu_recent = hr_alloc(batch + 1, sizeof(int32_t));
+    residual->old = hr_alloc(batch, sizeof(int32_t));
+    residual->kept = hr_alloc(batch, sizeof(int32_t));
+    residual->table = hr_alloc(batch * (size_t)hr_kv_ring_pages(residual->tokens), sizeof(int32_t));
+    residual->o = hr_alloc(vectors, (size_t)problem->head_dim * sizeof(float));
+    residual->lse = hr_alloc(vectors, sizeof(float));
+    residual->sinks = hr_alloc(heads, sizeof(float));
+    const bool complete = residual->cu_old && residual->cu_recent && residual->old &&
+                          residual->kept && residual->table && residual->o && residual->lse &&
+                          residual->sinks;
+    return complete ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
+}
+
+static hr_status create_parts(hr_plan_residual *residual, const hr_attention_problem *problem,
+                              const hr_recipe *recipe, const hr_plan_options *options,
+                              hr_plan **out)
+{
+    hr_recipe bf16, codes = *recipe;
+    HR_TRY(hr_recipe_parse("bf16", &bf16));
+    codes.residual = 0;
+    hr_attention_problem old = *problem, recent = *problem;
+    old.sinks = recent.sinks = NULL; /* they join once, when the parts are merged */
+    old.cu_seqlens_kv = residual->cu_old;
+    old.paging.residual_blocks = NULL;
+    recent.cu_seqlens_kv = residual->cu_recent;
+    recent.paging = (hr_paging){.page_size = HR_RESIDUAL_MULTIPLE,
+                                .max_pages = hr_kv_ring_pages(residual->tokens),
+                                .block_table = residual->table};
+    hr_plan_options of_recent = {0};
+    if (options) of_recent = *options;
+    of_recent.kernel = NULL; /* a name means the kernel of the codes */
+    const hr_plan_place first = {.after = residual->kept}, last = {.before = residual->old};
+    HR_TRY(hr_plan_create_placed(&recent, &bf16, &of_recent, &last, &residual->recent));
+    return hr_plan_create_placed(&old, &codes, options, &first, out);
+}
+
+hr_status hr_plan_create_residual(const hr_attention_problem *problem, const hr_recipe *recipe,
+                                  const hr_plan_options *options, hr_plan **out)
+{
+    HR_TRY(hr_attention_problem_check(problem));
+    HR_TRY(check_problem(problem, recipe, options));
+    hr_plan_residual *residual = hr_alloc(1, sizeof *residual);
+    if (!residual) return HR_ERROR_OUT_OF_MEMORY;
+    residual->tokens = recipe->residual;
+    hr_status status = allocate(residual, problem);
+    if (status == HR_OK) status = divide_keys(residual, problem);
+    if (status == HR_OK) status = create_parts(residual, problem, recipe, options, out);
+    if (status != HR_OK) {
+        hr_plan_residual_free(residual);
+        return status;
+    }
+    for (int32_t head = 0; head < problem->num_heads; head++)
+        residual->sinks[head] = problem->sinks ? problem->sinks[head] : -INFINITY;
+    (*out)->flops += residual->recent->flops;
+    (*out)->residual = residual;
+    return HR_OK;
+}
+
+static hr_status check_cache(const hr_plan_residual *residual, const hr_plan_tensors *tensors)
+{
+    const hr_kv_cache *cache = tensors->cache;
+    if (!tensors->q_recent)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "q_recent must not be NULL: the plan's recipe has a residual");
+    if (!cache->recent || cache->residual != residual->tokens)
+        return hr_fail(HR_ERROR_MISMATCH, "the cache has a residual of %d; the plan has %d",
+                       cache->recent ? cache->residual : 0, residual->tokens);
+    if (cache->max_sequences < residual->blocks)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                       "the plan reads residual block %d; the cache has %d", residual->blocks - 1,
+                       cache->max_sequences);
+    return HR_OK;
+}
+
+static void merge(const hr_plan *plan, const hr_tensor *o, const hr_tensor *lse)
+{
+    const hr_plan_residual *residual = plan->residual;
+    const int64_t heads = o->shape[1], head_dim = o->shape[2], rows = o->shape[0] * heads;
+    const int threads = omp_in_parallel() || rows * head_dim < 1 << 16 ? 1 : plan->threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t token = row / heads, head = row % heads;
+        float *out = (float *)o->data + token * o->stride[0] + head * o->stride[1];
+        float *out_lse = NULL;
+        if (lse) out_lse = (float *)lse->data + token * lse->stride[0] + head * lse->stride[1];
+        hr_merge_row(residual->o + row * head_dim, rows * head_dim, residual->lse + row, rows,
+                     PARTS, (int32_t)head_dim, residual->sinks[head], out, out_lse);
+    }
+}
+
+hr_status hr_plan_run_residual(const hr_plan *plan, const hr_plan_tensors *tensors)
+{
+    const hr_plan_residual *residual = plan->residual;
+    const hr_attention_problem *problem = &plan->problem;
+    HR_TRY(check_cache(residual, tensors));
+    HR_TRY(hr_plan_check_output(plan, "o", tensors->o, 3));
+    if (tensors->lse) HR_TRY(hr_plan_check_output(plan, "lse", tensors->lse, 2));
+    const int64_t shape[3] = {problem->cu_seqlens_q[problem->batch], problem->num_heads,
+                              problem->head_dim};
+    const int64_t rows = shape[0] * shape[1];
+    for (int part = 0; part < PARTS; part++) {
+        const hr_tensor o =
+            hr_tensor_view(HR_DTYPE_F32, 3, shape, residual->o + part * rows * shape[2]);
+        const hr_tensor lse = hr_tensor_view(HR_DTYPE_F32, 2, shape, residual->lse + part * rows);
+        const hr_plan_io io = {.q = part == OLD ? tensors->q : tensors->q_recent,
+                               .cache = part == OLD ? tensors->cache : tensors->cache->recent,
+                               .o = &o,
+                               .lse = &lse};
+        hr_status status = hr_plan_run_io(part == OLD ? plan : residual->recent, &io);
+        if (status != HR_OK) return part == OLD ? status : hr_fail_in(status, "the recent tokens");
+    }
+    merge(plan, tensors->o, tensors->lse);
+    return HR_OK;
+}
