@@ -8,8 +8,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuda/pack_sm90.h"
 #include "cuda/prepare_sm90.h"
+#include "headroom/device.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
 #include "cuda_api.h"
+#ifdef __cplusplus
+}
+#endif
 
 typedef struct fake_machine {
     int driver, count, capability;
@@ -44,8 +52,10 @@ static int fake_device_count(int *count)
 
 static int fake_device(hr_cuda_device *out)
 {
-    *out = (hr_cuda_device){
-        .name = "NVIDIA Pretend", .capability = fake.capability, .multiprocessors = 132};
+    memset(out, 0, sizeof *out);
+    strcpy(out->name, "NVIDIA Pretend");
+    out->capability = fake.capability;
+    out->multiprocessors = 132;
     return fake.device_error;
 }
 
@@ -123,27 +133,27 @@ static int fake_no_keys(const hr_sm90_args *args)
     return 0;
 }
 
+static int fake_pack(const struct hr_sm90_pack_args *args)
+{
+    (void)args;
+    return fake.launch_error;
+}
+
+/* In the order of hr_cuda_api; tests that compute put emulated kernels in place of the last. */
 static hr_cuda_api fake_api = {
-    .driver_version = fake_driver_version,
-    .runtime_version = fake_runtime_version,
-    .device_count = fake_device_count,
-    .device = fake_device,
-    .memory = fake_memory,
-    .allocate = fake_allocate,
-    .release = fake_release,
-    .copy = fake_copy,
-    .clear = fake_clear,
-    .synchronize = fake_synchronize,
-    .error_text = fake_error_text,
-    .attention = fake_attention,
-    .tile_scale = fake_tile_scale,
-    .no_keys = fake_no_keys,
+    fake_driver_version, fake_runtime_version, fake_device_count, fake_device,  fake_memory,
+    fake_allocate,       fake_release,         fake_copy,         fake_clear,   fake_synchronize,
+    fake_error_text,     fake_attention,       fake_tile_scale,   fake_no_keys, fake_pack,
 };
 
 /* A machine with one Hopper GPU on which everything works. */
 static inline void fake_start(void)
 {
-    fake = (fake_machine){.driver = 13000, .count = 1, .capability = 90, .allocations_left = -1};
+    memset(&fake, 0, sizeof fake);
+    fake.driver = 13000;
+    fake.count = 1;
+    fake.capability = 90;
+    fake.allocations_left = -1;
     hr_cuda_replace(&fake_api);
 }
 

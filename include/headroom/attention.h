@@ -346,6 +346,40 @@ HR_API hr_status hr_epilogue_run(const hr_epilogue *epilogue, const hr_tensor *o
 HR_API hr_status hr_plan_run_tensors(hr_plan *plan, const hr_plan_tensors *tensors) HR_NODISCARD;
 
 /*
+ * Packing on a GPU: Q, K and V in BF16 to what the GPU's kernels read (Q and K in HR_LAYOUT_ROWS, V
+ * in HR_LAYOUT_SM90_V) in one launch, with the same codes and scales, bit for bit, as hr_pack_layer
+ * makes of the same values; lse_bias may differ in its last bit. Takes operands in BF16, in I8 with
+ * dynamic scales per token, and in E4M3 with static scales per tensor, head or channel; head_dim a
+ * multiple of 16; HR_ERROR_UNSUPPORTED names anything else. Made for the shapes and rope of a
+ * problem and used for any number of runs, which allocate nothing.
+ */
+typedef struct hr_device_packer hr_device_packer; /* opaque */
+
+typedef struct hr_device_pack_options {
+    const hr_attention_problem *problem; /* shapes, sequences and rope; the rest is not read */
+    const hr_recipe *recipe;
+    const hr_layer_scales
+        *scales; /* host memory; k_mean is required where K is smoothed. Or NULL */
+    const int32_t *q_positions, *k_positions; /* host memory, of every token; with rope */
+    void *stream;                             /* that runs are queued on */
+} hr_device_pack_options;
+
+HR_API hr_status hr_device_packer_create(const hr_device_pack_options *options,
+                                         hr_device_packer **out) HR_NODISCARD;
+HR_API void hr_device_packer_free(hr_device_packer *packer);
+
+/* Queues one launch. q, k, v: BF16 on the GPU, 16-byte aligned, strides multiples of 8 but the
+ * last, which is 1. */
+HR_API hr_status hr_device_packer_run(hr_device_packer *packer, const hr_tensor *q,
+                                      const hr_tensor *k, const hr_tensor *v) HR_NODISCARD;
+
+/* What the last run made, for hr_plan_run on the same stream; the packer's, overwritten by runs. */
+HR_API const hr_packed_layer *hr_device_packer_layer(const hr_device_packer *packer);
+
+/* Waits for the runs so far; HR_ERROR_NUMERIC when one of them met a NaN or infinity. */
+HR_API hr_status hr_device_packer_check(hr_device_packer *packer) HR_NODISCARD;
+
+/*
  * Merges attention states of the same queries over disjoint sets of keys, as split and distributed
  * KV give them (FlashDecoding; Milakov and Gimelshein 2018, section 3.1):
  *

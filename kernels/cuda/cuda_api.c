@@ -8,6 +8,7 @@
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 
+#include "pack_sm90.h"
 #include "prepare_sm90.h"
 
 _Static_assert((int)HR_CUDA_SUCCESS == cudaSuccess &&
@@ -113,6 +114,11 @@ static int no_keys(const hr_sm90_args *args)
     return taken((cudaError_t)hr_no_keys_sm90(args));
 }
 
+static int pack(const hr_sm90_pack_args *args)
+{
+    return taken((cudaError_t)hr_pack_sm90(args));
+}
+
 const hr_cuda_api hr_cuda_runtime = {
     .driver_version = driver_version,
     .runtime_version = runtime_version,
@@ -128,4 +134,5 @@ const hr_cuda_api hr_cuda_runtime = {
     .attention = attention,
     .tile_scale = tile_scale,
     .no_keys = no_keys,
+    .pack = pack,
 };

@@ -128,6 +128,15 @@ template <class T> T atomicAdd(T *address, T value)
     return old;
 }
 
+template <class T> T atomicMax(T *address, T value)
+{
+    T old = *address;
+    *address = old < value ? value : old;
+    return old;
+}
+
+inline void __threadfence() {}
+
 template <class T> T __ldg(const T *address)
 {
     return *address;
