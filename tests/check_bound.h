@@ -71,6 +71,7 @@ static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *r
     case HR_DTYPE_E4M3:
         model.p_relative = 0x1p-4;
         model.p_absolute = 0x1p-10 / 448;
+        model.p_running = row->isa == HR_ISA_SM90; /* 448 at the running maximum, not the tile's */
         model.half = row->isa == HR_ISA_AVX512FP16 && row->max_seqlen_q == 0;
         model.half_decode = row->isa == HR_ISA_AVX512FP16 && row->max_seqlen_q > 0;
         if (model.half || model.half_decode) model.dot_terms = 0;

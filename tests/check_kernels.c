@@ -65,7 +65,10 @@ static guarded_output run_row(const hr_kernel_info *row, const check_case *test,
 {
     hr_plan *plan;
     /* One thread owns all scratch, so that a sanitizer sees any step past its end. */
-    hr_plan_options options = {.kernel = row->name, .threads = 1 + (int32_t)(test->seed % 2)};
+    const bool gpu = row->isa == HR_ISA_SM90;
+    hr_plan_options options = {.kernel = row->name,
+                               .threads = 1 + (int32_t)(test->seed % 2),
+                               .device = gpu ? HR_DEVICE_CUDA : HR_DEVICE_CPU};
     cr_assert_eq(hr_plan_create(&test->problem, &test->recipe, &options, &plan), HR_OK, "%s: %s",
                  row->name, hr_last_error());
     hr_layer_layouts layouts = hr_plan_layouts(plan);
@@ -76,8 +79,9 @@ static guarded_output run_row(const hr_kernel_info *row, const check_case *test,
         *packed_layouts = layouts;
     }
     guarded_output output = make_output(&test->shape);
-    cr_assert_eq(hr_plan_run(plan, packed, &output.o, &output.lse), HR_OK, "%s: %s", row->name,
-                 hr_last_error());
+    hr_status status = gpu ? run_on_device(plan, packed, &output)
+                           : hr_plan_run(plan, packed, &output.o, &output.lse);
+    cr_assert_eq(status, HR_OK, "%s: %s", row->name, hr_last_error());
     hr_plan_free(plan);
     return output;
 }

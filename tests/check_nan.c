@@ -88,7 +88,7 @@ Test(nan, reaches_exactly_the_rows_that_see_it)
 {
     for (int i = 0; i < hr_kernel_count(); i++) {
         const hr_kernel_info *row = hr_kernel_at(i);
-        if (!(hr_isa_mask() >> row->isa & 1)) continue;
+        if (!(hr_isa_mask() >> row->isa & 1) || row->isa == HR_ISA_SM90) continue;
         recipe_list recipes = {.count = 0};
         list_recipes(row, &recipes);
         const hr_dtype dtypes[3] = {row->q_dtype, row->k_dtype, row->v_dtype};

@@ -281,6 +281,29 @@ static inline guarded_output make_output(const check_shape *shape)
     return output;
 }
 
+/* Runs a plan of a GPU on copies of the operands and of the whole guarded memory. */
+static inline hr_status run_on_device(hr_plan *plan, const hr_packed_layer *packed,
+                                      guarded_output *output)
+{
+    hr_packed_layer there;
+    hr_tensor o = output->o, lse = output->lse;
+    const size_t bytes = output->count * sizeof(float);
+    void *memory = NULL;
+    hr_status status = hr_packed_layer_copy(packed, HR_DEVICE_CUDA, &there);
+    if (status == HR_OK) status = hr_device_alloc(HR_DEVICE_CUDA, bytes, 1, &memory);
+    if (status == HR_OK)
+        status = hr_device_copy(HR_DEVICE_CUDA, memory, HR_DEVICE_CPU, output->memory, bytes, NULL);
+    o.device = lse.device = HR_DEVICE_CUDA;
+    o.data = (float *)memory + ((float *)output->o.data - output->memory);
+    lse.data = (float *)memory + ((float *)output->lse.data - output->memory);
+    if (status == HR_OK) status = hr_plan_run(plan, &there, &o, &lse);
+    if (status == HR_OK)
+        status = hr_device_copy(HR_DEVICE_CPU, output->memory, HR_DEVICE_CUDA, memory, bytes, NULL);
+    hr_device_free(HR_DEVICE_CUDA, memory);
+    hr_packed_layer_free(&there);
+    return status;
+}
+
 static inline float *o_row(const guarded_output *output, int64_t token, int64_t head)
 {
     return (float *)output->o.data + token * output->o.stride[0] + head * output->o.stride[1];

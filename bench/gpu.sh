@@ -1,0 +1,232 @@
+#!/usr/bin/env bash
+# Builds, checks and measures Headroom on a machine with a Hopper GPU that reaches no network.
+#
+#   bench/gpu.sh pack [FOLDER]     on a machine with network (Debian or Ubuntu, x86-64, nvcc): collects
+#                                  into FOLDER (default build/gpu-bundle) what the other lacks: the
+#                                  libraries Headroom and its tests need, Python wheels of peers, and
+#                                  a build of this tree
+#   bench/gpu.sh [OPTION...]       on the GPU machine, with that folder beside the tree
+#
+#   --stages LIST    of build,check,sanitize,bench,ncu, which is the default
+#   --bundle FOLDER  what pack made (default build/gpu-bundle)
+#   --out FOLDER     where JSON and logs go (default $OUT, else bench/results)
+#   --quick          fewer shapes and repeats
+#
+# Every stage has its own limit and all together end within 9 minutes; one that fails is reported and
+# the others still run. Exits 1 if any stage failed. The table comes last.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+usage() {
+    sed -n '2,/^set -euo/p' "$0" | sed '$d;s/^# \{0,1\}//'
+}
+
+# ---- Packing ---------------------------------------------------------------------------------------
+
+# A build is for one state of the sources: their names and contents.
+source_hash() {
+    find CMakeLists.txt cmake include quant kernels calibration tools tests bench -type f \
+        ! -name '*.pyc' ! -path 'bench/results/*' -print0 | sort -z | xargs -0 sha256sum |
+        sha256sum | cut -d' ' -f1
+}
+
+debian_packages=(libjansson4 libjansson-dev libxxhash0 libxxhash-dev libcriterion3 libcriterion-dev
+    libnanomsg5 libgit2-1.5 libhttp-parser2.9 libmbedtls14 libmbedx509-1 libmbedcrypto7 libssh2-1
+    libpcre2-8-0 libffi8 libgssapi-krb5-2 libkrb5-3 libk5crypto3 libkrb5support0 libcom-err2
+    libkeyutils1 libssl3 zlib1g pkgconf-bin libpkgconf3)
+# The last release of cuDNN's frontend before it needed CUTLASS, and of SageAttention without CUDA C++.
+wheels=(nvidia-cudnn-frontend==1.16.0 sageattention==1.0.6)
+
+pack() {
+    local bundle=$1 packages wheel package
+    mkdir -p "$bundle"
+    rm -rf "$bundle/root" "$bundle/wheels" "$bundle/build"
+    packages=$(mktemp -d)
+    # shellcheck disable=SC2064 # the folder's name as it is now
+    trap "rm -rf '$packages'" EXIT
+    for package in "${debian_packages[@]}"; do
+        (cd "$packages" && apt-get -qq download "$package:amd64" 2>/dev/null) ||
+            echo "not packed: $package has no Debian package here"
+    done
+    for package in "$packages"/*.deb; do dpkg -x "$package" "$bundle/root"; done
+    rm -rf "$bundle/root/usr/share/doc" "$bundle/root/usr/share/man" "$bundle/root/etc"
+    mkdir -p "$bundle/wheels"
+    for wheel in "${wheels[@]}"; do
+        python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 \
+            --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 \
+            --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+            -d "$bundle/wheels" "$wheel"
+    done
+    build_tree build/gpu
+    collect build/gpu "$bundle/build"
+    strip --strip-debug "$bundle"/build/* 2>/dev/null || true
+    source_hash >"$bundle/build/sources"
+    du -sh "$bundle"
+}
+
+# ---- Stages ----------------------------------------------------------------------------------------
+
+export test_programs="check_kernels check_device test_device" # a list that stages inherit
+
+# build_tree FOLDER: what the stages run.
+build_tree() {
+    cmake -S . -B "$1" -G Ninja -DCMAKE_BUILD_TYPE=Release -DHEADROOM_CUDA=ON \
+        -DHEADROOM_WERROR=ON -DHEADROOM_BUILD_TESTS=ON >"$1.configure.log" 2>&1 ||
+        { tail -20 "$1.configure.log" && return 1; }
+    # shellcheck disable=SC2086 # a list
+    cmake --build "$1" --target headroom_cli headroom_shared headroom_gpu_driver $test_programs
+}
+
+# collect FROM TO: what the stages run, in one folder.
+collect() {
+    local program
+    mkdir -p "$2"
+    cp -a "$1"/libheadroom.so* "$1/libheadroom_gpu_driver.so" "$1/headroom" "$2/"
+    for program in $test_programs; do cp -a "$1/tests/$program" "$2/"; done
+}
+
+# The bundle's build if it is of these sources, else one made here against the bundle's libraries.
+stage_build() {
+    mkdir -p build
+    if [ -f "$bundle/build/sources" ] && [ "$(cat "$bundle/build/sources")" = "$(source_hash)" ]; then
+        rm -rf build/gpu-run
+        cp -a "$bundle/build" build/gpu-run
+        echo "the bundle's build is of these sources"
+    else
+        export PKG_CONFIG=$root/bin/pkgconf PKG_CONFIG_SYSROOT_DIR=$bundle/root
+        export PKG_CONFIG_LIBDIR=$root/lib/x86_64-linux-gnu/pkgconfig:$root/share/pkgconfig
+        [ -x "$PKG_CONFIG" ] || unset PKG_CONFIG PKG_CONFIG_SYSROOT_DIR PKG_CONFIG_LIBDIR
+        build_tree build/gpu
+        collect build/gpu build/gpu-run
+    fi
+    build/gpu-run/headroom kernels | grep sm90
+}
+
+stage_check() {
+    local failed=0
+    nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+    export HEADROOM_EXPECT_ISA=sm90 HEADROOM_FILTER='*sm90*' HEADROOM_SOURCE=$PWD
+    [ -z "$quick" ] || export HEADROOM_QUICK=1
+    build/gpu-run/test_device || failed=1
+    build/gpu-run/check_device || failed=1
+    build/gpu-run/check_kernels || failed=1
+    return $failed
+}
+
+# A check with the oracle and one timed run of every kernel, under each tool.
+stage_sanitize() {
+    local tool failed=0
+    for tool in memcheck racecheck synccheck; do
+        echo "-- $tool"
+        timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 \
+            build/gpu-run/headroom bench --device cuda --head-dim 64,128,256 --seqlen-q 200 \
+            --heads 2 --repeats 1 >"$out/$tool.log" 2>&1 || failed=1
+        grep -E 'ERROR SUMMARY|=========.*(Error|hazard|Invalid)' "$out/$tool.log" | head -5
+    done
+    return $failed
+}
+
+stage_bench() {
+    local wheel_target=/tmp/headroom-gpu-wheels arguments=()
+    if compgen -G "$bundle/wheels/*.whl" >/dev/null; then
+        python3 -m pip install -q --no-index --no-deps --no-compile --upgrade \
+            --target "$wheel_target" "$bundle"/wheels/*.whl
+        export PYTHONPATH=$wheel_target${PYTHONPATH:+:$PYTHONPATH}
+    fi
+    [ -z "$quick" ] || arguments=(--head-dim 128 --seqlen 16384 --repeats 7)
+    python3 bench/gpu_peers.py --library build/gpu-run/libheadroom_gpu_driver.so \
+        --out "$out/gpu.json" --seconds "$((limit_of_bench - 45))" "${arguments[@]}" >"$out/table.txt"
+}
+
+# Where the time of a launch goes: the units' share of their peaks, occupancy, registers.
+ncu_metrics=sm__throughput.avg.pct_of_peak_sustained_elapsed,\
+sm__inst_executed_pipe_tensor.sum.pct_of_peak_sustained_active,\
+sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active,\
+sm__inst_executed_pipe_xu.avg.pct_of_peak_sustained_active,\
+sm__inst_executed_pipe_fma.avg.pct_of_peak_sustained_active,\
+dram__throughput.avg.pct_of_peak_sustained_elapsed,\
+l1tex__data_bank_conflicts_pipe_lsu.sum,launch__registers_per_thread,gpu__time_duration.sum
+
+stage_ncu() {
+    ncu --clock-control none --csv --page raw --metrics "$ncu_metrics" --kernel-name regex:attention \
+        --launch-skip 1 --launch-count 12 build/gpu-run/headroom bench --device cuda \
+        --head-dim 128 --seqlen-q 4096 --heads 16 --mask full --repeats 1 >"$out/ncu.csv"
+    python3 bench/gpu_ncu.py "$out/ncu.csv" "$out/ncu.json"
+}
+
+declare -A limits=([build]=230 [check]=120 [sanitize]=110 [bench]=190 [ncu]=60)
+limit_of_bench=${limits[bench]}
+whole=540
+
+# run_stage NAME: within its limit and what is left of the whole, with a log of its own.
+run_stage() {
+    local name=$1 begin=$SECONDS limit left outcome
+    left=$((whole - SECONDS))
+    limit=${limits[$name]}
+    [ "$limit" -le "$left" ] || limit=$left
+    if [ "$limit" -lt 5 ]; then
+        summary+=("SKIPPED      -  $name: no time left")
+        failed=1
+        return
+    fi
+    outcome=ok
+    printf '\n=== %s\n' "$name"
+    timeout --kill-after=5 "$limit" bash -euo pipefail -c "stage_$name" >"$out/$name.log" 2>&1 ||
+        outcome=FAILED
+    tail -25 "$out/$name.log"
+    [ $outcome = ok ] || failed=1
+    summary+=("$(printf '%-7s %4d s  %s' $outcome $((SECONDS - begin)) "$name")")
+}
+
+# ---- Arguments -------------------------------------------------------------------------------------
+
+stages=build,check,sanitize,bench,ncu
+bundle=build/gpu-bundle
+out=${OUT:-bench/results}
+quick=
+if [ "${1:-}" = pack ]; then
+    [ $# -le 2 ] || { usage >&2 && exit 2; }
+    pack "${2:-$bundle}"
+    exit
+fi
+while [ $# -gt 0 ]; do
+    case $1 in
+    --stages | --bundle | --out)
+        [ $# -ge 2 ] || { echo "gpu.sh: $1 needs a value" >&2 && exit 2; }
+        case $1 in
+        --stages) stages=$2 ;;
+        --bundle) bundle=$2 ;;
+        --out) out=$2 ;;
+        esac
+        shift
+        ;;
+    --quick) quick=1 ;;
+    --help) usage && exit ;;
+    *) echo "gpu.sh: unknown option \"$1\"; --help lists them" >&2 && exit 2 ;;
+    esac
+    shift
+done
+IFS=, read -ra wanted <<<"$stages"
+for stage in "${wanted[@]}"; do
+    [ -n "${limits[$stage]:-}" ] ||
+        { echo "gpu.sh: no stage \"$stage\"; stages are build,check,sanitize,bench,ncu" >&2 && exit 2; }
+done
+
+mkdir -p "$out"
+bundle=$(realpath -m "$bundle")
+out=$(realpath "$out")
+root=$bundle/root/usr
+PATH=$PATH:/usr/local/cuda/bin
+export LD_LIBRARY_PATH=$PWD/build/gpu-run:$root/lib/x86_64-linux-gnu:$bundle/root/lib/x86_64-linux-gnu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export bundle out root quick limit_of_bench ncu_metrics PATH
+export -f source_hash build_tree collect stage_build stage_check stage_sanitize stage_bench stage_ncu
+
+summary=()
+failed=0
+rm -f "$out/table.txt"
+for stage in "${wanted[@]}"; do run_stage "$stage"; done
+
+printf '\n=== summary, %d s\n' $SECONDS
+printf '%s\n' "${summary[@]}"
+[ ! -f "$out/table.txt" ] || cat "$out/table.txt"
+exit $failed

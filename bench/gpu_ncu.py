@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""gpu_ncu.py IN.csv OUT.json: ncu's raw CSV page as a JSON list, one object a launch."""
+import csv
+import json
+import sys
+
+
+def read_launches(lines):
+    """Skips what the profiled program and ncu print before the table; its second row has units."""
+    table = [line for line in lines if line.startswith('"')]
+    rows = list(csv.DictReader(table))
+    if not rows:
+        raise SystemExit("gpu_ncu.py: no launch was profiled")
+    units = rows[0] if not rows[0].get("ID", "").strip() else {}
+    launches = []
+    for row in rows[1:] if units else rows:
+        metrics = {}
+        for name, text in row.items():
+            if name and ("__" in name):
+                try:
+                    metrics[name] = float(text.replace(",", ""))
+                except (ValueError, AttributeError):
+                    metrics[name] = text
+        launches.append({"kernel": row.get("Kernel Name", "")[:200], "metrics": metrics})
+    return {"units": {n: u for n, u in units.items() if n and "__" in n and u},
+            "launches": launches}
+
+
+def main():
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    with open(sys.argv[1]) as file:
+        document = read_launches(file.read().splitlines())
+    with open(sys.argv[2], "w") as file:
+        json.dump(document, file, indent=1)
+    for launch in document["launches"]:
+        metrics = launch["metrics"]
+        print(launch["kernel"][:60], {n.split(".")[0]: v for n, v in metrics.items()})
+
+
+if __name__ == "__main__":
+    main()
