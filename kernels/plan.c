@@ -69,6 +69,7 @@ static hr_status choose_kernel(hr_plan *plan, const hr_attention_problem *proble
     if (status != HR_OK) return status;
     plan->recipe = query.recipe;
     plan->kernel = hr_kernel_of(info);
+    plan->isa_mask = isa_mask;
     return HR_OK;
 }
 

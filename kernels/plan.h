@@ -48,6 +48,7 @@ struct hr_plan {
     float *alibi_slopes, *sinks;
     hr_recipe recipe;
     const hr_kernel *kernel;
+    uint32_t isa_mask; /* that the kernel may use */
     int32_t threads;
     size_t args_bytes;     /* of an array of hr_kernel_args, rounded up to 64 */
     size_t tile_offset;    /* of a group's rows, after the array and the kernel's scratch */

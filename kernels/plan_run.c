@@ -98,6 +98,7 @@ static void run_task(const hr_plan *plan, const hr_plan_io *io, const hr_task *t
     args.ranges = plan->ranges + task->first_range;
     args.range_count = task->range_count;
     args.p_dtype = plan->recipe.p.dtype;
+    args.isa_mask = plan->isa_mask;
     args.scratch = memory + plan->args_bytes;
     const bool empty = task->kv_begin == task->kv_end;
     if (!empty && io->cache) {

@@ -23,7 +23,8 @@
  * at 255: 0.5 / 255 absolute. When V's token scales f_j are folded into P before it is rounded, M_t
  * = max w_j f_j and R_j is divided by f_j.
  * 4. Normalization. The sum of weights is taken before rounding, so its relative error is the mean
- *    of the E_j: T = sum w_j E_j + w_sink u (...) + 8 u.
+ *    of the E_j: T = sum w_j E_j + w_sink u (...) + 8 u. The integer kernels round weights to
+ *    integers on a scale of 128 * 255 first: + 0.5 / (128 * 255) sum M_t / f_j.
  * 5. Output.  |O_c - o_c| <= (sum_j (w_j (E_j + T + 2 u) + R_j) |v_jc| + w_j h_v) / (1 - T)
  *    LSE.     |LSE - lse| <= T / (1 - T) + 4 u (|lse| + |bias| + max |s| + 1)
  */
@@ -37,6 +38,7 @@
 #include "check_bound_half.h"
 #include "check_bound_half_decode.h"
 #include "check_recipes.h"
+#include "cpu/integer_softmax.h"
 #include "pack_scale.h"
 #include "plan.h"
 
@@ -48,6 +50,7 @@ typedef struct error_model {
     double dot_terms;              /* n */
     double exp_error;              /* relative */
     double p_relative, p_absolute; /* of the weight; of the tile's largest */
+    double sum_absolute;           /* of the tile's largest, in the sum of an even tile */
     bool fold_v;                   /* V's token scales are rounded together with P */
     bool p_running;   /* P is rounded relative to a running maximum: M_t is that of all keys */
     bool half;        /* products are in FP16: check_bound_half.h */
@@ -80,9 +83,14 @@ static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *r
         model.p_absolute = HALF_DECODE_P_ABSOLUTE;
         break;
     case HR_DTYPE_U8:
-        /* kernels/cpu/integer_softmax.h: 2^x is good to 2.9e-6 and log2 of V's scale to 3.4e-7. */
-        model.exp_error = 4e-6;
-        model.p_absolute = 0.5 / 255;
+        /*
+         * kernels/cpu/integer_softmax.h: a logit is rounded to 1/1024 octave, half a unit each for
+         * the key and for the maximum; weights are good to HR_INTEGER_WEIGHT_ERROR and R_j to
+         * 2^-9. A weight is rounded to an integer on a scale of 128 * 254.96, then to U8.
+         */
+        model.exp_error = HR_INTEGER_WEIGHT_ERROR + 0x1p-10 * HR_INTEGER_LN2 + 0x1p-9 + 1e-5;
+        model.p_absolute = (0.5 + 1.0 / 256) / HR_INTEGER_ONE;
+        model.sum_absolute = 0.5 / 128 / HR_INTEGER_ONE;
         model.fold_v = true;
         if (groups) model.dot_terms = 4; /* code * (group scale / token scale) is rounded */
         break;
@@ -244,6 +252,24 @@ static inline double tile_top(const error_model *model, const row_state *state,
     return top;
 }
 
+/* What rounding weights to integers adds to T: in tiles whose V scales are within a factor of 8. */
+static inline double bound_sum(const error_model *model, const row_state *state,
+                               const key_facts *keys)
+{
+    double total = 0;
+    for (int32_t begin = 0; begin < state->keys; begin += model->tile_kv) {
+        double least = INFINITY, largest = 0, inverse = 0;
+        for (int32_t j = begin; j < begin + model->tile_kv && j < state->keys; j++) {
+            least = fmin(least, keys[j].fold);
+            largest = fmax(largest, keys[j].fold);
+            if (state->visible[j]) inverse += 1 / keys[j].fold;
+        }
+        if (largest <= (double)HR_INTEGER_EVEN * 1.0001 * least)
+            total += model->sum_absolute * inverse * tile_top(model, state, keys, begin);
+    }
+    return total;
+}
+
 /* What sums of weighted values of keys [begin, end) in FP16 add to step 5. */
 static inline void bound_value_sums(const row_state *state, const key_facts *keys, int32_t begin,
                                     int32_t end, int32_t head_dim, double top, double *o_bound)
@@ -295,6 +321,7 @@ static inline void bound_row(const bound_input *in, const key_facts *keys, doubl
         total += state->weight[j] * state->error[j];
         if (model->half) total += HALF_LOST * top;
     }
+    if (model->sum_absolute > 0) total += bound_sum(model, state, keys);
     /*
      * A bound of a quarter or more would say nothing. The shapes and fills stay far below, but for
      * FP16 products under logits of some dozens: e_quant is near 1 there too.

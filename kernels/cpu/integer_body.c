@@ -10,8 +10,9 @@
  *
  * Softcap and ALiBi replace step 3, with a' = (float)min(q_scale * softmax_scale * 2^F, 2^100) and
  * b_i = lse_bias_i * softmax_scale, the part of the logit that smoothing took away:
- *     y = fma((float)S * k_j, a', b_i)      x = fma(softcap * tanhf(y / softcap), log2(e), u_j)
- *     x = fma(-(slope * log2(e)), |i + shift - j|, x)
+ *     t = fma((float)S * k_j, a', b_i)
+ *     y = fma(softcap * tanhf(t / softcap), -1024 log2(e), u_j)
+ *     y = fma(1024 (slope * log2(e)), |i + shift - j|, y)
  */
 #include "integer_body.h"
 
@@ -25,11 +26,19 @@ typedef struct row_state {
     float l[HR_INTEGER_LANES];
 } row_state;
 
+/* Step 1 for the keys of one tile; r is V's scale until then. */
+typedef struct tile_scales {
+    int32_t f, e, g;
+    bool even;
+    float k[HR_INTEGER_TILE], u[HR_INTEGER_TILE], r[HR_INTEGER_TILE];
+    int32_t sum[HR_INTEGER_TILE]; /* R_j */
+} tile_scales;
+
 typedef struct body {
     const hr_kernel_args *args;
     int32_t head_dim;
     int v_fraction;
-    hr_integer_tile tile;
+    tile_scales tile;
     int32_t first;   /* the tile's first key */
     float *o;        /* [rows][head_dim] */
     row_state *row;  /* [rows] */
@@ -82,8 +91,8 @@ void hr_integer_expand_i8(const hr_kernel_operand *operand, int32_t head_dim, in
 static void prepare_tile(body *b, int32_t count)
 {
     const hr_kernel_args *args = b->args;
-    hr_integer_tile *tile = &b->tile;
-    float k_max = 0, v_max = 0;
+    tile_scales *tile = &b->tile;
+    float k_max = 0, v_max = 0, r_max = 0, r_min = INFINITY;
     for (int32_t j = 0; j < count; j++) {
         tile->k[j] = hr_integer_token_scale(&args->k, b->head_dim, b->first + j);
         tile->r[j] = hr_integer_token_scale(&args->v, b->head_dim, b->first + j);
@@ -96,9 +105,15 @@ static void prepare_tile(body *b, int32_t count)
     for (int32_t j = 0; j < count; j++) {
         tile->k[j] = ldexpf(hr_integer_round22(ldexpf(tile->k[j], -tile->f)), -k_fraction);
         float w = hr_integer_max(ldexpf(tile->r[j], -tile->e), HR_INTEGER_MIN_V);
-        tile->u[j] = hr_integer_log2(w);
+        tile->u[j] = fmaf(hr_integer_log2(w), -HR_INTEGER_OCTAVE, HR_INTEGER_OFFSET);
         tile->r[j] = 1.0f / w;
+        r_max = hr_integer_max(tile->r[j], r_max);
+        r_min = tile->r[j] < r_min ? tile->r[j] : r_min;
     }
+    tile->even = r_max <= HR_INTEGER_EVEN * r_min;
+    tile->g = hr_integer_exponent(r_max);
+    for (int32_t j = 0; j < count && tile->even; j++)
+        tile->sum[j] = hr_integer_round(tile->r[j] * hr_integer_sum_scale(r_max));
 }
 
 static void load_tile(body *b, hr_integer_expand expand_k, hr_integer_expand expand_v)
@@ -114,56 +129,105 @@ static void load_tile(body *b, hr_integer_expand expand_k, hr_integer_expand exp
             b->v[c * HR_INTEGER_TILE + j] = b->v_rows[j * head_dim + c];
 }
 
-/* Step 3 for keys [lo, hi) of the tile; returns M. */
-static float make_logits(const body *b, int32_t index, int32_t lo, int32_t hi, float *x)
+/* y of step 3 for keys [lo, hi) of the tile, with what is added to each; returns a. */
+static float make_logits(const body *b, int32_t index, int32_t lo, int32_t hi, const float *u,
+                         float *y)
 {
     const hr_kernel_args *args = b->args;
     const row_state *row = &b->row[index];
-    const hr_integer_tile *tile = &b->tile;
-    const float a = hr_integer_tile_factor(row->factor, ldexp(1, tile->f));
-    const float slope = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E);
+    const tile_scales *tile = &b->tile;
+    const float a = hr_integer_tile_factor(
+        row->factor, ldexp(args->softcap == 0 ? HR_INTEGER_OCTAVE : 1, tile->f));
+    const float slope = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E) * HR_INTEGER_OCTAVE;
     const int64_t diagonal = (int64_t)args->q_begin + index + args->shift - b->first;
-    float largest = -INFINITY;
     for (int32_t j = lo; j < hi; j++) {
         int32_t s = dot(b->k + j * b->head_dim, b->q + index * b->head_dim, b->head_dim);
         float product = (float)s * tile->k[j];
         if (args->softcap == 0) {
-            x[j] = fmaf(product, a, tile->u[j]);
+            y[j] = fmaf(product, -a, u[j]);
         } else {
-            float y = fmaf(product, a, (float)row->bias);
-            y = args->softcap * tanhf(y / args->softcap);
-            x[j] = fmaf(y, (float)HR_INTEGER_LOG2E, tile->u[j]);
+            float t = fmaf(product, a, (float)row->bias);
+            t = args->softcap * tanhf(t / args->softcap);
+            y[j] = fmaf(t, -HR_INTEGER_OCTAVE * (float)HR_INTEGER_LOG2E, u[j]);
         }
         if (slope != 0) {
             int64_t distance = diagonal > j ? diagonal - j : j - diagonal;
-            x[j] = fmaf(-slope, (float)distance, x[j]);
+            y[j] = fmaf(slope, (float)distance, y[j]);
         }
-        largest = hr_integer_max(x[j], largest);
     }
-    return largest;
+    return a;
+}
+
+/* The rest of step 3: Y - N of keys [lo, hi); returns M. */
+static float make_distances(const float *y, float a, int32_t lo, int32_t hi, int32_t *distance)
+{
+    int32_t least = 65535;
+    float exact = INFINITY;
+    for (int32_t j = lo; j < hi; j++) {
+        distance[j] = hr_integer_round16(y[j]);
+        least = distance[j] < least ? distance[j] : least;
+        exact = y[j] < exact ? y[j] : exact;
+    }
+    const bool direct = least >= 1 && least <= HR_INTEGER_MAX_LEAST && a < HR_INTEGER_MAX_DIRECT;
+    for (int32_t j = lo; j < hi; j++)
+        distance[j] = direct ? distance[j] - least : hr_integer_round16(y[j] - exact);
+    return HR_INTEGER_OFFSET - (direct ? (float)least : exact);
+}
+
+/* Step 4: P, and the sums s of the lanes where the tile is even. */
+static void make_weights(const tile_scales *tile, const int32_t *distance, int32_t lo, int32_t hi,
+                         int16_t *p, float s[HR_INTEGER_LANES])
+{
+    int32_t sum[HR_INTEGER_LANES] = {0};
+    for (int32_t j = lo; j < hi; j++) {
+        int32_t weight = hr_integer_weight(distance[j]);
+        p[j] = (int16_t)hr_integer_p(weight);
+        if (tile->even) sum[hr_integer_lane(j)] += weight * tile->sum[j];
+    }
+    for (int k = 0; k < HR_INTEGER_LANES; k++)
+        s[k] = (float)sum[k];
+}
+
+/* Step 4: the sums s of the lanes where the tile is not even; returns 24576 - n0. */
+static float sum_uneven(const body *b, int32_t index, int32_t lo, int32_t hi,
+                        float s[HR_INTEGER_LANES])
+{
+    float u[HR_INTEGER_TILE], x[HR_INTEGER_TILE], least = INFINITY;
+    for (int32_t j = 0; j < HR_INTEGER_TILE; j++)
+        u[j] = HR_INTEGER_OFFSET;
+    make_logits(b, index, lo, hi, u, x);
+    for (int32_t j = lo; j < hi; j++)
+        least = x[j] < least ? x[j] : least;
+    for (int32_t j = lo; j < hi; j++)
+        s[j % HR_INTEGER_LANES] += hr_integer_exp2((least - x[j]) / HR_INTEGER_OCTAVE);
+    return HR_INTEGER_OFFSET - least;
 }
 
 /* Steps 2 to 6 for one row and the keys [lo, hi) of the tile that it sees. */
 static void update_row(body *b, int32_t index, int32_t lo, int32_t hi)
 {
     row_state *row = &b->row[index];
-    const hr_integer_tile *tile = &b->tile;
-    float x[HR_INTEGER_TILE], s[HR_INTEGER_LANES] = {0};
+    const tile_scales *tile = &b->tile;
+    float y[HR_INTEGER_TILE], s[HR_INTEGER_LANES] = {0};
+    int32_t distance[HR_INTEGER_TILE];
     int16_t p[HR_INTEGER_TILE];
-    float largest = make_logits(b, index, lo, hi, x);
-    for (int32_t j = lo; j < hi; j++) {
-        float e = hr_integer_exp2_255(x[j] - largest);
-        p[j] = (int16_t)hr_integer_round(e);
-        s[j % HR_INTEGER_LANES] = fmaf(e, tile->r[j], s[j % HR_INTEGER_LANES]);
-    }
+    const float a = make_logits(b, index, lo, hi, tile->u, y);
+    const float largest = make_distances(y, a, lo, hi, distance);
+    make_weights(tile, distance, lo, hi, p, s);
 
     float m = hr_integer_max(largest, row->m);
     int32_t e = tile->e > row->e ? tile->e : row->e;
-    float alpha = hr_integer_exp2(row->m - m), beta = hr_integer_exp2(largest - m);
+    float alpha = hr_integer_exp2((row->m - m) / HR_INTEGER_OCTAVE);
+    float beta = hr_integer_exp2((largest - m) / HR_INTEGER_OCTAVE);
     float alpha_o = ldexpf(alpha, row->e - e);
     float beta_o = ldexpf(beta, tile->e - e - b->v_fraction);
+    float beta_l = ldexpf(beta, tile->g - 18);
+    if (!tile->even) {
+        float sum_largest = sum_uneven(b, index, lo, hi, s);
+        beta_l = (float)HR_INTEGER_ONE * hr_integer_exp2((sum_largest - m) / HR_INTEGER_OCTAVE);
+    }
     for (int k = 0; k < HR_INTEGER_LANES; k++)
-        row->l[k] = fmaf(s[k], beta, row->l[k] * alpha);
+        row->l[k] = fmaf(s[k], beta_l, row->l[k] * alpha);
     float *o = b->o + index * b->head_dim;
     for (int32_t c = 0; c < b->head_dim; c++) {
         int32_t t = dot(p + lo, b->v + c * HR_INTEGER_TILE + lo, hi - lo);

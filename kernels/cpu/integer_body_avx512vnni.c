@@ -2,15 +2,16 @@
  * The integer family on AVX-512 VNNI: integer_softmax.h restated in vectors. A task of 96 rows
  * walks the tiles of 256 keys; in each, groups of six rows do
  *
- *     x [6][256]  = logits, M          micro_qk_logits, for each 64 keys that some row sees
+ *     Y [6][256]  = logits, N          micro_qk_logits, for each 64 keys that some row sees
  *     P, s        = weights, row sums
  *     T [6][64]   = P . V              micro_pv, for each 64 channels
  *     O           = T * beta + O * alpha
  *
  * Everything but K and V stays in the first-level cache during a group; K and V of a tile (32 KiB
  * at head_dim 64) stay in the second-level cache for the sixteen groups. The limit is the two
- * vector ports, which multiplies and softmax share: for 16 logits, head_dim / 2 multiplies and 17
- * others (1 start of the sums, 3 logits, 12 weights, 1 output), so 65% at head_dim 64, 79% at 128.
+ * vector ports, which multiplies and softmax share: for 64 logits of a row, 2 head_dim multiplies
+ * and 38 others (4 start the sums, 16 make logits, 15 make weights, 3 the output at head_dim 64),
+ * so 77% at head_dim 64, 87% at 128.
  */
 #include "integer_body_avx512vnni.h"
 
@@ -28,8 +29,6 @@ enum {
     GROUP_LANES = 16 /* one group's scalars fill part of one vector */
 };
 
-#define ALIGNED __attribute__((aligned(64)))
-
 /* One group's six rows; rows past the end of the task repeat the last one. */
 typedef struct group_state {
     ALIGNED float l[ROWS][HR_INTEGER_LANES];
@@ -38,15 +37,18 @@ typedef struct group_state {
     ALIGNED float a[GROUP_LANES];
     ALIGNED double factor[GROUP_LANES];
     ALIGNED int32_t init[GROUP_LANES]; /* bits of 1.5 * 2^23, less 128 times the sum of q */
-    int32_t lo[ROWS], hi[ROWS];        /* keys a row sees */
-    int32_t any_lo, any_hi;            /* keys that some row of the group sees are in here */
-    int32_t common_lo, common_hi;      /* keys that every row sees are those in here */
+    ALIGNED int32_t lo[GROUP_LANES];   /* keys a row sees */
+    ALIGNED int32_t hi[GROUP_LANES];
+    int32_t any_lo, any_hi;       /* keys that some row of the group sees are in here */
+    int32_t common_lo, common_hi; /* keys that every row sees are those in here */
 } group_state;
 
 /* A group on its way through the steps of one tile. */
 typedef struct passage {
     ALIGNED uint8_t p[SUBTILES][ROWS][SUBTILE];
-    ALIGNED float largest[GROUP_LANES], alpha[GROUP_LANES], beta[GROUP_LANES];
+    ALIGNED uint16_t y[SUBTILES][ROWS][SUBTILE]; /* in the order of micro_qk_logits */
+    ALIGNED float alpha[GROUP_LANES], beta[GROUP_LANES];
+    ALIGNED int32_t least[GROUP_LANES]; /* N */
     ALIGNED float alpha_o[GROUP_LANES], beta_o[GROUP_LANES];
     group_state *group;
     int32_t first_row;
@@ -54,19 +56,19 @@ typedef struct passage {
 } passage;
 
 typedef struct task {
-    ALIGNED float x[SUBTILES][ROWS][SUBTILE];
     passage passage[2];
+    ALIGNED float exact[SUBTILES][ROWS][SUBTILE]; /* y of tiles whose N leaves int16 */
     ALIGNED int32_t t[ROWS][HR_MICRO_COLUMNS];
-    ALIGNED float lanes[ROWS][16]; /* the group's largest logits by lanes */
+    ALIGNED uint16_t lanes[ROWS][32]; /* the group's least y by lanes */
     ALIGNED float k_scale[HR_INTEGER_TILE], v_scale[HR_INTEGER_TILE];
-    micro_columns columns[SUBTILES];
+    tile_columns columns[SUBTILES];
     group_state group[GROUPS];
     const hr_kernel_args *args;
     int32_t head_dim, channels; /* channels: head_dim rounded up to 16 */
     int32_t groups;
     int32_t first; /* the tile's first key */
-    int32_t f;     /* F of the tile */
-    float e;       /* E of the tile */
+    tile_exponents tile;
+    bool half; /* the CPU has AVX512-FP16 */
     const uint8_t *tile_k;
     const int8_t *tile_v;
     int32_t *q; /* [groups][head_dim / 4][6] dwords */
@@ -100,28 +102,15 @@ static float gather_scales(const task *t, const hr_kernel_operand *operand, floa
 /* Step 1, and a of step 2 when F has changed. */
 static void prepare_tile(task *t)
 {
-    const int32_t f = hr_integer_exponent(gather_scales(t, &t->args->k, t->k_scale));
-    const int32_t e = hr_integer_exponent(gather_scales(t, &t->args->v, t->v_scale));
-    const __m512 minus_f = _mm512_set1_ps((float)-f), minus_e = _mm512_set1_ps((float)-e);
-    for (int32_t j = 0; j < HR_INTEGER_TILE; j += 16) {
-        micro_columns *columns = &t->columns[j / SUBTILE];
-        const int32_t at = j % SUBTILE;
-        __m512 k = round22(_mm512_scalef_ps(_mm512_load_ps(t->k_scale + j), minus_f));
-        __m512 w = _mm512_scalef_ps(_mm512_load_ps(t->v_scale + j), minus_e);
-        w = _mm512_max_ps(w, _mm512_set1_ps(HR_INTEGER_MIN_V));
-        _mm512_store_ps(columns->k + at, k);
-        _mm512_store_ps(columns->k_magic + at, _mm512_mul_ps(k, _mm512_set1_ps(-HR_INTEGER_MAGIC)));
-        _mm512_store_ps(columns->u + at, log2_of(w));
-        _mm512_store_ps(columns->r + at, _mm512_div_ps(_mm512_set1_ps(1.0f), w));
-    }
-    if (f != t->f) {
-        const double unit = ldexp(1, f);
-        for (int32_t g = 0; g < t->groups; g++)
-            for (int r = 0; r < GROUP_LANES; r++)
-                t->group[g].a[r] = hr_integer_tile_factor(t->group[g].factor[r], unit);
-    }
-    t->f = f;
-    t->e = (float)e;
+    const int32_t f = t->tile.f, count = t->args->seqlen_kv - t->first;
+    const float k_max = gather_scales(t, &t->args->k, t->k_scale);
+    const float v_max = gather_scales(t, &t->args->v, t->v_scale);
+    t->tile = scale_columns(t->k_scale, k_max, t->v_scale, v_max, count, t->columns);
+    if (f == t->tile.f) return;
+    const double unit = ldexp(HR_INTEGER_OCTAVE, t->tile.f);
+    for (int32_t g = 0; g < t->groups; g++)
+        for (int r = 0; r < GROUP_LANES; r++)
+            t->group[g].a[r] = hr_integer_tile_factor(t->group[g].factor[r], unit);
 }
 
 /* The keys [lo, hi) of the sequence as bits of the 64 keys from `first` on. */
@@ -151,41 +140,161 @@ static bool enter_tile(task *t, int32_t g, passage *w)
     return w->begin < w->end;
 }
 
-/* Step 3 on the sums of micro_qk, for 64 keys that not every row sees: the others are -inf. */
-static void make_masked_logits(task *t, const group_state *group, int subtile)
+/*
+ * y of 64 keys and all rows from the sums of micro_qk, in place; +inf for keys not seen. `values`:
+ * with V's scales.
+ */
+static void make_exact_logits(const task *t, const group_state *group, int subtile, bool values,
+                              float y[ROWS][SUBTILE])
 {
-    const micro_columns *columns = &t->columns[subtile];
+    const tile_columns *columns = &t->columns[subtile];
     for (int r = 0; r < ROWS; r++) {
         const uint64_t visible =
             visible_bits(group->lo[r], group->hi[r], t->first + subtile * SUBTILE);
-        __m512 largest = _mm512_load_ps(t->lanes[r]);
         for (int at = 0; at < SUBTILE; at += 16) {
-            float *out = t->x[subtile][r] + at;
-            __m512 x = _mm512_fmadd_ps(_mm512_load_ps(out), _mm512_load_ps(columns->k + at),
+            __m512 x = _mm512_fmadd_ps(_mm512_load_ps(y[r] + at), _mm512_load_ps(columns->k + at),
                                        _mm512_load_ps(columns->k_magic + at));
-            x = _mm512_fmadd_ps(x, _mm512_set1_ps(group->a[r]), _mm512_load_ps(columns->u + at));
-            x = _mm512_mask_blend_ps((__mmask16)(visible >> at), _mm512_set1_ps(-INFINITY), x);
-            largest = _mm512_max_ps(largest, x);
-            _mm512_store_ps(out, x);
+            x = _mm512_fnmadd_ps(x, _mm512_set1_ps(group->a[r]),
+                                 values ? _mm512_load_ps(columns->u + at)
+                                        : _mm512_set1_ps(HR_INTEGER_OFFSET));
+            x = _mm512_mask_blend_ps((__mmask16)(visible >> at), _mm512_set1_ps(INFINITY), x);
+            _mm512_store_ps(y[r] + at, x);
         }
-        _mm512_store_ps(t->lanes[r], largest);
     }
 }
 
+/* round16 of y - n, packed as micro_qk_logits does. */
+INLINE __m512i round_logits(const float *y, __m512 n)
+{
+    const __m512 top = _mm512_set1_ps(65535);
+    __m512 low = _mm512_min_ps(_mm512_sub_ps(_mm512_load_ps(y), n), top);
+    __m512 high = _mm512_min_ps(_mm512_sub_ps(_mm512_load_ps(y + 16), n), top);
+    return _mm512_packus_epi32(_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high));
+}
+
+/* Step 3 for 64 keys that not every row sees. */
+static void make_masked_logits(task *t, passage *w, int subtile, const int32_t *q, const uint8_t *k)
+{
+    float(*y)[SUBTILE] = t->exact[subtile];
+    micro_qk(q, k, t->head_dim / 4, w->group->init, y[0]);
+    make_exact_logits(t, w->group, subtile, true, y);
+    for (int r = 0; r < ROWS; r++) {
+        __m512i least = _mm512_load_si512(t->lanes[r]);
+        for (int at = 0; at < SUBTILE; at += 32) {
+            __m512i packed = round_logits(y[r] + at, _mm512_setzero_ps());
+            least = _mm512_min_epu16(least, packed);
+            _mm512_store_si512(w->y[subtile][r] + at, packed);
+        }
+        _mm512_store_si512(t->lanes[r], least);
+    }
+}
+
+/* The least lane of each of six vectors, in lanes 0 to 5. */
+INLINE __m512i reduce_rows(uint16_t lanes[ROWS][32])
+{
+    __m512i v[ROWS], pair[3], rows[2];
+#pragma GCC unroll 6
+    for (int r = 0; r < ROWS; r++)
+        v[r] = _mm512_load_si512(lanes[r]);
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; i++) /* two 128-bit lanes of row 2 i, two of row 2 i + 1 */
+        pair[i] = _mm512_min_epu16(_mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0x44),
+                                   _mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0xee));
+    /* A 128-bit lane a row: 0, 1, 2, 3 and 4, 5, 4, 5. */
+    rows[0] = _mm512_min_epu16(_mm512_shuffle_i32x4(pair[0], pair[1], 0x88),
+                               _mm512_shuffle_i32x4(pair[0], pair[1], 0xdd));
+    rows[1] = _mm512_min_epu16(_mm512_shuffle_i32x4(pair[2], pair[2], 0x88),
+                               _mm512_shuffle_i32x4(pair[2], pair[2], 0xdd));
+    /* 64 bits a row: 0, 4, 1, 5, 2, 4, 3, 5. */
+    __m512i least = _mm512_min_epu16(_mm512_unpacklo_epi64(rows[0], rows[1]),
+                                     _mm512_unpackhi_epi64(rows[0], rows[1]));
+    least = _mm512_min_epu16(least, _mm512_srli_epi64(least, 32));
+    least = _mm512_min_epu16(least, _mm512_srli_epi64(least, 16));
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 0, 0);
+    least = _mm512_permutexvar_epi64(order, least);
+    const __m256i dwords = _mm512_cvtepi64_epi32(least);
+    return _mm512_and_si512(_mm512_zextsi256_si512(dwords), _mm512_set1_epi32(0xffff));
+}
+
+/* The rows of the group that see a key of the tile, as lanes. */
+INLINE __mmask16 rows_that_see(const task *t, const group_state *group)
+{
+    const __m512i first = _mm512_set1_epi32(t->first);
+    const __m512i last = _mm512_set1_epi32(t->first + HR_INTEGER_TILE);
+    const __m512i lo = _mm512_max_epi32(_mm512_load_si512(group->lo), first);
+    const __m512i hi = _mm512_min_epi32(_mm512_load_si512(group->hi), last);
+    return _mm512_mask_cmplt_epi32_mask((1 << ROWS) - 1, lo, hi);
+}
+
+/* Logits of the tile in FP32, made again from the codes. */
+static void make_exact_tile(task *t, const passage *w, bool values)
+{
+    const int64_t quads = t->head_dim / 4;
+    for (int s = w->begin; s < w->end; s++) {
+        micro_qk(t->q + w->first_row * quads, t->tile_k + (int64_t)s * SUBTILE * t->head_dim, quads,
+                 w->group->init, t->exact[s][0]);
+        make_exact_logits(t, w->group, s, values, t->exact[s]);
+    }
+}
+
+/*
+ * Step 3 once more for the rows whose N leaves int16: relative to their least y, which becomes what
+ * the tile is relative to. Rare, so the sums are made again rather than kept.
+ */
+static void remake_scores(task *t, passage *w, __mmask16 rows, float offset[GROUP_LANES])
+{
+    make_exact_tile(t, w, true);
+    for (int r = 0; r < ROWS; r++) {
+        if (!(rows >> r & 1)) continue;
+        __m512 least = _mm512_set1_ps(INFINITY);
+        for (int s = w->begin; s < w->end; s++)
+            for (int at = 0; at < SUBTILE; at += 16)
+                least = _mm512_min_ps(least, _mm512_load_ps(t->exact[s][r] + at));
+        offset[r] = _mm512_reduce_min_ps(least);
+        w->least[r] = 0;
+        for (int s = w->begin; s < w->end; s++)
+            for (int at = 0; at < SUBTILE; at += 32)
+                _mm512_store_si512(w->y[s][r] + at,
+                                   round_logits(t->exact[s][r] + at, _mm512_set1_ps(offset[r])));
+    }
+}
+
+/* M of the group's rows, -inf where a row sees nothing; makes logits anew where they need it. */
+static __m512 find_largest(task *t, passage *w)
+{
+    ALIGNED float offset[GROUP_LANES];
+    const __mmask16 seen = rows_that_see(t, w->group);
+    const __m512i least = reduce_rows(t->lanes);
+    const __m512i from = _mm512_sub_epi32(least, _mm512_set1_epi32(1));
+    __mmask16 away = _mm512_cmpgt_epu32_mask(from, _mm512_set1_epi32(HR_INTEGER_MAX_LEAST - 1));
+    away |= _mm512_cmp_ps_mask(_mm512_load_ps(w->group->a), _mm512_set1_ps(HR_INTEGER_MAX_DIRECT),
+                               _CMP_GE_OQ);
+    away &= seen;
+    _mm512_store_si512(w->least, least);
+    _mm512_store_ps(offset, _mm512_cvtepi32_ps(least));
+    if (away) remake_scores(t, w, away, offset);
+    return _mm512_mask_sub_ps(_mm512_set1_ps(-INFINITY), seen, _mm512_set1_ps(HR_INTEGER_OFFSET),
+                              _mm512_load_ps(offset));
+}
+
 /* Step 6, the scalars of the group's rows. */
-static void update_state(const task *t, passage *w)
+static void update_state(const task *t, passage *w, __m512 tile_m)
 {
     group_state *group = w->group;
-    const __m512 tile_m = _mm512_load_ps(w->largest), tile_e = _mm512_set1_ps(t->e);
+    const __m512 tile_e = _mm512_set1_ps((float)t->tile.e);
     const __m512 m = _mm512_load_ps(group->m), e = _mm512_load_ps(group->e);
+    const __m512 octave = _mm512_set1_ps(1.0f / HR_INTEGER_OCTAVE);
     const __mmask16 seen = _mm512_cmp_ps_mask(tile_m, _mm512_set1_ps(-INFINITY), _CMP_GT_OQ);
     const __m512 new_m = _mm512_max_ps(tile_m, m);
     const __m512 new_e = _mm512_mask_max_ps(e, seen, tile_e, e);
-    __m512 z[2] = {_mm512_sub_ps(m, new_m), _mm512_sub_ps(tile_m, new_m)};
-    exp2_of(z, 2, exp2_1);
+    __m512 z[2] = {_mm512_mul_ps(_mm512_sub_ps(m, new_m), octave),
+                   _mm512_mul_ps(_mm512_sub_ps(tile_m, new_m), octave)};
+    exp2_of(z, 2);
     const __m512 alpha = z[0], beta = z[1];
     _mm512_store_ps(w->alpha, alpha);
-    _mm512_store_ps(w->beta, beta);
+    /* What multiplies sums of weights, which are not wanted where the tile is not even. */
+    _mm512_store_ps(w->beta, _mm512_maskz_scalef_ps(t->tile.even ? 0xffff : 0, beta,
+                                                    _mm512_set1_ps((float)t->tile.sum)));
     _mm512_store_ps(w->alpha_o, _mm512_scalef_ps(alpha, _mm512_sub_ps(e, new_e)));
     /* A row that has seen no key yet has e = -1000; 0 for this tile's zeros, not inf. */
     _mm512_store_ps(w->beta_o, _mm512_maskz_scalef_ps(seen, beta, _mm512_sub_ps(tile_e, new_e)));
@@ -193,102 +302,83 @@ static void update_state(const task *t, passage *w)
     _mm512_store_ps(group->e, new_e);
 }
 
-/* The largest lane of each of six vectors, in lanes 0 to 5. */
-INLINE __m512 reduce_rows(float lanes[ROWS][16])
-{
-    __m512 v[ROWS], pair[3], rows[2];
-#pragma GCC unroll 6
-    for (int r = 0; r < ROWS; r++)
-        v[r] = _mm512_load_ps(lanes[r]);
-#pragma GCC unroll 3
-    for (int i = 0; i < 3; i++) /* rows 2 i and 2 i + 1 in turn */
-        pair[i] = _mm512_max_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]),
-                                _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
-    rows[0] = _mm512_max_ps(_mm512_shuffle_ps(pair[0], pair[1], 0x44),
-                            _mm512_shuffle_ps(pair[0], pair[1], 0xee));
-    rows[1] = _mm512_max_ps(pair[2], _mm512_shuffle_ps(pair[2], pair[2], 0xee));
-    /* Four rows a 128-bit lane; the four lanes of each, side by side. */
-    __m512 even = _mm512_shuffle_f32x4(rows[0], rows[1], 0x44);
-    __m512 odd = _mm512_shuffle_f32x4(rows[0], rows[1], 0xee);
-    __m512 halves = _mm512_max_ps(even, odd); /* lanes: rows 0-3 twice, rows 4-5 twice */
-    halves = _mm512_max_ps(halves, _mm512_shuffle_f32x4(halves, halves, 0xb1));
-    return _mm512_shuffle_f32x4(halves, halves, 0x08);
-}
-
-/* Steps 3 and 6 but O: scores, M, and what the tile does to m, e, l and O. */
+/* Steps 3 and 6 but O: scores, N and M, and what the tile does to m, e, l and O. */
 static void make_scores(task *t, passage *w)
 {
     const group_state *group = w->group;
     const int64_t quads = t->head_dim / 4;
     const int32_t *q = t->q + w->first_row * quads;
     for (int r = 0; r < ROWS; r++)
-        _mm512_store_ps(t->lanes[r], _mm512_set1_ps(-INFINITY));
+        _mm512_store_si512(t->lanes[r], _mm512_set1_epi16(-1));
     for (int s = w->begin; s < w->end; s++) {
         const uint8_t *k = t->tile_k + (int64_t)s * SUBTILE * t->head_dim;
-        if (is_masked(t, group, s)) {
-            micro_qk(q, k, quads, group->init, t->x[s][0]);
-            make_masked_logits(t, group, s);
-        } else {
-            micro_qk_logits(q, k, quads, group->init, &t->columns[s], group->a, t->x[s][0],
+        if (is_masked(t, group, s))
+            make_masked_logits(t, w, s, q, k);
+        else
+            micro_qk_logits(q, k, quads, group->init, &t->columns[s], group->a, w->y[s][0],
                             t->lanes[0]);
-        }
     }
-    _mm512_store_ps(w->largest, reduce_rows(t->lanes));
-    update_state(t, w);
+    update_state(t, w, find_largest(t, w));
 }
 
-/* Step 4 for 64 keys of rows r and r + 1: P, in the key order of HR_LAYOUT_VNNI_V, and row sums. */
-INLINE void make_weights(const task *t, passage *w, int r, int subtile, __m512 sum[2], bool masked)
+/* Step 4 for rows r and r + 1, and their sums of step 6. Keys not seen are 65535 in y: no weight.
+ */
+INLINE void make_weights(const task *t, passage *w, int r, bool half)
 {
-    const int32_t first = subtile * SUBTILE;
-    const group_state *group = w->group;
-    __m512 e[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++)
-        e[i] = _mm512_sub_ps(_mm512_load_ps(t->x[subtile][r + i / 4] + i % 4 * 16),
-                             _mm512_set1_ps(w->largest[r + i / 4]));
-    exp2_of(e, 8, exp2_255);
-    if (masked) {
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            uint64_t visible =
-                visible_bits(group->lo[r + i / 4], group->hi[r + i / 4], t->first + first);
-            e[i] = _mm512_maskz_mov_ps((__mmask16)(visible >> (i % 4 * 16)), e[i]);
-        }
+    const weight_constants c = load_weight_constants();
+    __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    const __m512i top[2] = {_mm512_set1_epi16((int16_t)(HR_INTEGER_TOP + w->least[r])),
+                            _mm512_set1_epi16((int16_t)(HR_INTEGER_TOP + w->least[r + 1]))};
+    for (int s = w->begin; s < w->end; s++) {
+        const tile_columns *columns = &t->columns[s];
+        __m512i e[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++)
+            e[i] = weights_of(_mm512_load_si512(w->y[s][r + i / 2] + i % 2 * 32), top[i / 2], &c,
+                              half);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++)
+            add_weights(&sum[i / 2], e[i], _mm512_load_si512(columns->sum + i % 2 * 32));
+        _mm512_store_si512(w->p[s][r], pack_weights(e[0], e[1], &c));
+        _mm512_store_si512(w->p[s][r + 1], pack_weights(e[2], e[3], &c));
     }
-    __m512i p[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++)
-        p[i] = _mm512_cvtps_epi32(e[i]);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++)
-        sum[i / 4] =
-            _mm512_fmadd_ps(e[i], _mm512_load_ps(t->columns[subtile].r + i % 4 * 16), sum[i / 4]);
-#pragma GCC unroll 2
-    for (int i = 0; i < 8; i += 4) {
-        __m512i low = _mm512_packs_epi32(p[i], p[i + 1]);
-        __m512i high = _mm512_packs_epi32(p[i + 2], p[i + 3]);
-        _mm512_store_si512(w->p[subtile][r + i / 4], _mm512_packus_epi16(low, high));
+    for (int i = 0; i < 2; i++) {
+        float *l = w->group->l[r + i];
+        __m512 old = _mm512_mul_ps(_mm512_load_ps(l), _mm512_set1_ps(w->alpha[r + i]));
+        if (!t->tile.even) old = _mm512_load_ps(l); /* add_uneven_sums does both */
+        _mm512_store_ps(
+            l, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i]), _mm512_set1_ps(w->beta[r + i]), old));
     }
 }
 
-/* Step 4 for all rows of a group, and the row sums of step 6. */
-static void make_group_weights(const task *t, passage *w)
+/* The row sums of step 6 where the tile is not even: rare, so the logits are made again. */
+static void add_uneven_sums(task *t, passage *w)
+{
+    ALIGNED float x[HR_INTEGER_TILE];
+    const __mmask16 seen = rows_that_see(t, w->group);
+    make_exact_tile(t, w, false);
+    for (int r = 0; r < ROWS; r++) {
+        __m512 factor;
+        float *l = w->group->l[r];
+        if (!(seen >> r & 1)) continue;
+        for (int s = w->begin; s < w->end; s++)
+            memcpy(x + s * SUBTILE, t->exact[s][r], sizeof t->exact[s][r]);
+        const __m512 sum =
+            sum_uneven(x, w->begin * SUBTILE, w->end * SUBTILE, w->group->m[r], &factor);
+        __m512 old = _mm512_mul_ps(_mm512_load_ps(l), _mm512_set1_ps(w->alpha[r]));
+        _mm512_store_ps(l, _mm512_fmadd_ps(sum, factor, old));
+    }
+}
+
+static void make_group_weights(task *t, passage *w)
 {
     for (int r = 0; r < ROWS; r += 2) {
-        __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-        for (int s = w->begin; s < w->end; s++) {
-            if (is_masked(t, w->group, s))
-                make_weights(t, w, r, s, sum, true);
-            else
-                make_weights(t, w, r, s, sum, false);
-        }
-        for (int i = 0; i < 2; i++) {
-            float *l = w->group->l[r + i];
-            __m512 old = _mm512_mul_ps(_mm512_load_ps(l), _mm512_set1_ps(w->alpha[r + i]));
-            _mm512_store_ps(l, _mm512_fmadd_ps(sum[i], _mm512_set1_ps(w->beta[r + i]), old));
-        }
+        if (t->half)
+            make_weights(t, w, r, true);
+        else
+            make_weights(t, w, r, false);
     }
+    if (!t->tile.even) add_uneven_sums(t, w);
 }
 
 /* O = T * beta + O * alpha for six rows and 16 * vectors channels from `channel` on. */
@@ -421,11 +511,10 @@ void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni
     t->groups = (count + ROWS - 1) / ROWS;
     t->o = (float *)(t + 1);
     t->q = (int32_t *)(t->o + HR_INTEGER_VNNI_ROWS * t->channels);
-    for (int i = 0; i < 2; i++) /* lanes past the six rows are read, but never written */
-        memset(t->passage[i].largest, 0, sizeof t->passage[i].largest);
+    t->half = args->isa_mask >> HR_ISA_AVX512FP16 & 1;
     memset(t->group, 0, (size_t)t->groups * sizeof t->group[0]);
     memset(t->o, 0, (size_t)(t->groups * ROWS * t->channels) * sizeof *t->o);
-    t->f = INT32_MIN; /* no tile's F */
+    t->tile.f = INT32_MIN; /* no tile's F */
     for (int32_t index = 0; index < t->groups * ROWS; index++)
         begin_row(t, index);
 

@@ -29,28 +29,14 @@ static inline size_t integer_decode_scratch(int32_t head_dim)
 static void prepare_tile(decode_state *s)
 {
     const hr_kernel_operand *k_rows = &s->args->k, *v_rows = &s->args->v;
-    const int32_t head_dim = s->args->head_dim;
-    const int32_t f =
-        hr_integer_exponent(gather_scales(k_rows, head_dim, s->first, s->count, s->k));
-    const int32_t e =
-        hr_integer_exponent(gather_scales(v_rows, head_dim, s->first, s->count, s->r));
-    const __m512 minus_f = _mm512_set1_ps((float)-f), minus_e = _mm512_set1_ps((float)-e);
-    for (int32_t j = 0; j < DECODE_TILE; j += 16) {
-        __m512 k = round22(_mm512_scalef_ps(_mm512_load_ps(s->k + j), minus_f));
-        _mm512_store_ps(s->k + j, k);
-        _mm512_store_ps(s->k_magic + j, _mm512_mul_ps(k, _mm512_set1_ps(-HR_INTEGER_MAGIC)));
-        __m512 w = _mm512_scalef_ps(_mm512_load_ps(s->r + j), minus_e);
-        w = _mm512_max_ps(w, _mm512_set1_ps(HR_INTEGER_MIN_V));
-        _mm512_store_ps(s->u + j, log2_of(w));
-        _mm512_store_ps(s->r + j, _mm512_div_ps(_mm512_set1_ps(1.0f), w));
-    }
-    if (f != s->f) {
-        const double unit = ldexp(1, f);
-        for (int32_t row = 0; row < s->rows; row++)
-            s->a[row] = hr_integer_tile_factor(s->factor[row], unit);
-    }
-    s->f = f;
-    s->tile_e = (float)e;
+    const int32_t head_dim = s->args->head_dim, f = s->exponents.f;
+    const float k_max = gather_scales(k_rows, head_dim, s->first, s->count, s->k_scale);
+    const float v_max = gather_scales(v_rows, head_dim, s->first, s->count, s->v_scale);
+    s->exponents = scale_columns(s->k_scale, k_max, s->v_scale, v_max, s->count, s->columns);
+    if (f == s->exponents.f) return;
+    const double unit = ldexp(HR_INTEGER_OCTAVE, s->exponents.f);
+    for (int32_t row = 0; row < s->rows; row++)
+        s->a[row] = hr_integer_tile_factor(s->factor[row], unit);
 }
 
 /* Bits of the keys [key, key + 16) of the tile that a row sees. */
@@ -62,35 +48,85 @@ INLINE __mmask16 visible_keys(const decode_state *s, int32_t row, int32_t key)
     return (__mmask16)(from & to);
 }
 
-/* Step 3 for one row; x in place. */
+/* y of 16 keys of a row; +inf for those not seen. `values`: with V's scales. */
+INLINE __m512 logits_of(const decode_state *s, int32_t row, int32_t key, bool values, bool masked)
+{
+    const tile_columns *c = &s->columns[key / HR_MICRO_COLUMNS];
+    const int32_t at = key % HR_MICRO_COLUMNS;
+    __m512 y = _mm512_fmadd_ps(_mm512_load_ps(s->x[row] + key), _mm512_load_ps(c->k + at),
+                               _mm512_load_ps(c->k_magic + at));
+    y = _mm512_fnmadd_ps(y, _mm512_set1_ps(s->a[row]),
+                         values ? _mm512_load_ps(c->u + at) : _mm512_set1_ps(HR_INTEGER_OFFSET));
+    if (masked) y = _mm512_mask_mov_ps(_mm512_set1_ps(INFINITY), visible_keys(s, row, key), y);
+    return y;
+}
+
+/* round16 of 32 keys' y - n, packed. */
+INLINE __m512i round_logits(const decode_state *s, int32_t row, int32_t key, __m512 n, bool masked)
+{
+    const __m512 top = _mm512_set1_ps(65535);
+    __m512 low = _mm512_min_ps(_mm512_sub_ps(logits_of(s, row, key, true, masked), n), top);
+    __m512 high = _mm512_min_ps(_mm512_sub_ps(logits_of(s, row, key + 16, true, masked), n), top);
+    return _mm512_packus_epi32(_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high));
+}
+
+/* Step 3 for a row whose N leaves int16; returns n. */
+static float remake_logits(decode_state *s, int32_t row, bool masked)
+{
+    __m512 least = _mm512_set1_ps(INFINITY);
+    for (int32_t j = s->from; j < s->to; j += 16)
+        least = _mm512_min_ps(least, logits_of(s, row, j, true, masked));
+    const float n = _mm512_reduce_min_ps(least);
+    for (int32_t j = s->from; j < s->to; j += 32)
+        _mm512_store_si512(s->y[row] + j, round_logits(s, row, j, _mm512_set1_ps(n), masked));
+    return n;
+}
+
+/* The least of 32 words. */
+INLINE uint16_t least_word(__m512i v)
+{
+    __m256i half = _mm256_min_epu16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    __m128i quarter =
+        _mm_min_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    return (uint16_t)_mm_cvtsi128_si32(_mm_minpos_epu16(quarter));
+}
+
+/* Step 3 for one row. */
 static void make_logits(decode_state *s, int32_t row)
 {
-    const __m512 a = _mm512_set1_ps(s->a[row]);
     const bool masked = s->lo[row] > s->first || s->hi[row] < s->first + DECODE_TILE;
-    __m512 largest = _mm512_set1_ps(-INFINITY);
-    for (int32_t j = s->from; j < s->to; j += 16) {
-        __m512 x = _mm512_fmadd_ps(_mm512_load_ps(s->x[row] + j), _mm512_load_ps(s->k + j),
-                                   _mm512_load_ps(s->k_magic + j));
-        x = _mm512_fmadd_ps(x, a, _mm512_load_ps(s->u + j));
-        if (masked) x = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), visible_keys(s, row, j), x);
-        largest = _mm512_max_ps(largest, x);
-        _mm512_store_ps(s->x[row] + j, x);
+    const int32_t begin = s->lo[row] > s->first ? s->lo[row] : s->first;
+    const int32_t end = s->hi[row] < s->first + DECODE_TILE ? s->hi[row] : s->first + DECODE_TILE;
+    __m512i least = _mm512_set1_epi16(-1);
+    for (int32_t j = s->from; j < s->to; j += 32) {
+        __m512i y = round_logits(s, row, j, _mm512_setzero_ps(), masked);
+        least = _mm512_min_epu16(least, y);
+        _mm512_store_si512(s->y[row] + j, y);
     }
-    s->largest[row] = _mm512_reduce_max_ps(largest);
+    s->least[row] = least_word(least);
+    s->largest[row] = begin < end ? HR_INTEGER_OFFSET - (float)s->least[row] : -INFINITY;
+    if (begin >= end || (s->least[row] >= 1 && s->least[row] <= HR_INTEGER_MAX_LEAST &&
+                         s->a[row] < HR_INTEGER_MAX_DIRECT))
+        return;
+    s->largest[row] = HR_INTEGER_OFFSET - remake_logits(s, row, masked);
+    s->least[row] = 0;
 }
 
 /* Step 6, the scalars of 16 rows from `row` on. */
 static void update_rows(decode_state *s, int32_t row)
 {
-    const __m512 tile_m = _mm512_load_ps(s->largest + row), tile_e = _mm512_set1_ps(s->tile_e);
+    const __m512 tile_m = _mm512_load_ps(s->largest + row),
+                 tile_e = _mm512_set1_ps((float)s->exponents.e);
     const __m512 m = _mm512_load_ps(s->m + row), e = _mm512_load_ps(s->e + row);
     const __mmask16 seen = _mm512_cmp_ps_mask(tile_m, _mm512_set1_ps(-INFINITY), _CMP_GT_OQ);
     const __m512 new_m = _mm512_max_ps(tile_m, m);
     const __m512 new_e = _mm512_mask_max_ps(e, seen, tile_e, e);
-    __m512 z[2] = {_mm512_sub_ps(m, new_m), _mm512_sub_ps(tile_m, new_m)};
-    exp2_of(z, 2, exp2_1);
+    const __m512 octave = _mm512_set1_ps(1.0f / HR_INTEGER_OCTAVE);
+    __m512 z[2] = {_mm512_mul_ps(_mm512_sub_ps(m, new_m), octave),
+                   _mm512_mul_ps(_mm512_sub_ps(tile_m, new_m), octave)};
+    exp2_of(z, 2);
     _mm512_store_ps(s->alpha + row, z[0]);
-    _mm512_store_ps(s->beta + row, z[1]);
+    _mm512_store_ps(s->beta + row, _mm512_scalef_ps(z[1], _mm512_set1_ps((float)s->exponents.sum)));
     _mm512_store_ps(s->alpha_o + row, _mm512_scalef_ps(z[0], _mm512_sub_ps(e, new_e)));
     /* A row that has seen no key has e = -1000: its factor for zeros must not be inf. */
     _mm512_store_ps(s->beta_o + row,
@@ -99,37 +135,46 @@ static void update_rows(decode_state *s, int32_t row)
     _mm512_store_ps(s->e + row, new_e);
 }
 
-/* Step 4 for one row: P in 4 blocks of 64 keys, dword 4 L + i of a block its keys 16 i + 4 L. */
+/* The sums of step 4 for a row of a tile that is not even; what multiplies them in l. */
+static __m512 sum_uneven_row(const decode_state *s, int32_t row, __m512 *factor)
+{
+    ALIGNED float x[DECODE_TILE];
+    for (int32_t j = s->from; j < s->to; j += 16)
+        _mm512_store_ps(x + j, logits_of(s, row, j, false, true));
+    return sum_uneven(x, s->from, s->to, s->m[row], factor);
+}
+
+/*
+ * Step 4 for one row: P in 4 blocks of 64 keys, dword 4 L + i of a block its keys 16 i + 4 L. Keys
+ * that are not seen are 65535 in y and have no weight.
+ */
+INLINE void make_row_weights(decode_state *s, int32_t row, bool half)
+{
+    const weight_constants c = load_weight_constants();
+    const __m512i top = _mm512_set1_epi16((int16_t)(HR_INTEGER_TOP + s->least[row]));
+    __m512i sum = _mm512_setzero_si512();
+    for (int32_t j = s->from; j < s->to; j += 64) {
+        const tile_columns *columns = &s->columns[j / HR_MICRO_COLUMNS];
+        __m512i e[2];
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+            e[i] = weights_of(_mm512_load_si512(s->y[row] + j + 32 * i), top, &c, half);
+            add_weights(&sum, e[i], _mm512_load_si512(columns->sum + 32 * i));
+        }
+        _mm512_store_si512(s->p[row] + j, pack_weights(e[0], e[1], &c));
+    }
+    __m512 total = _mm512_cvtepi32_ps(sum), factor = _mm512_set1_ps(s->beta[row]);
+    if (!s->exponents.even && s->largest[row] > -INFINITY) total = sum_uneven_row(s, row, &factor);
+    const __m512 old = _mm512_mul_ps(_mm512_load_ps(s->l[row]), _mm512_set1_ps(s->alpha[row]));
+    _mm512_store_ps(s->l[row], _mm512_fmadd_ps(total, factor, old));
+}
+
 static void make_weights(decode_state *s, int32_t row)
 {
-    const bool masked = s->lo[row] > s->first || s->hi[row] < s->first + DECODE_TILE;
-    const __m512 largest = _mm512_set1_ps(s->largest[row]);
-    __m512 sum = _mm512_setzero_ps();
-    for (int32_t j = s->from / 128 * 128; j < s->to; j += 128) {
-        __m512 e[8];
-        __m512i p[8];
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++)
-            e[i] = _mm512_sub_ps(_mm512_load_ps(s->x[row] + j + 16 * i), largest);
-        exp2_of(e, 8, exp2_255);
-        if (masked) {
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; i++)
-                e[i] = _mm512_maskz_mov_ps(visible_keys(s, row, j + 16 * i), e[i]);
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            p[i] = _mm512_cvtps_epi32(e[i]);
-            sum = _mm512_fmadd_ps(e[i], _mm512_load_ps(s->r + j + 16 * i), sum);
-        }
-#pragma GCC unroll 2
-        for (int i = 0; i < 8; i += 4)
-            _mm512_store_si512(s->p[row] + j + 16 * i,
-                               _mm512_packus_epi16(_mm512_packs_epi32(p[i], p[i + 1]),
-                                                   _mm512_packs_epi32(p[i + 2], p[i + 3])));
-    }
-    const __m512 old = _mm512_mul_ps(_mm512_load_ps(s->l[row]), _mm512_set1_ps(s->alpha[row]));
-    _mm512_store_ps(s->l[row], _mm512_fmadd_ps(sum, _mm512_set1_ps(s->beta[row]), old));
+    if (s->half)
+        make_row_weights(s, row, true);
+    else
+        make_row_weights(s, row, false);
 }
 
 /* Step 6 for O. */
@@ -336,7 +381,7 @@ INLINE void decode_rows(const hr_kernel_args *args, code_kind kind, int32_t part
         begin_row(s, row, kind != CODES_BYTES);
 
     s->walk.found = -1;
-    s->f = INT32_MIN; /* no tile's F */
+    s->exponents.f = INT32_MIN; /* no tile's F */
     for (int32_t i = 0; i < args->range_count; i++) {
         hr_kernel_range range;
         if (hr_kernel_visit(args, i, &range)) decode_range(s, &range, &k, &v, kind);

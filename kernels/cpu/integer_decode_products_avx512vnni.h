@@ -9,13 +9,17 @@
 #include "integer_decode_load_avx512vnni.h"
 
 typedef struct decode_state {
-    ALIGNED float x[DECODE_ROWS][X_STRIDE];
+    ALIGNED float x[DECODE_ROWS][X_STRIDE]; /* the bits of 1.5 * 2^23 + S */
+    /* Y of step 3, keys j and j + 16 packed together. */
+    ALIGNED uint16_t y[DECODE_ROWS][DECODE_TILE];
     ALIGNED uint8_t p[DECODE_ROWS][DECODE_TILE];
     ALIGNED float l[DECODE_ROWS][HR_INTEGER_LANES];
     ALIGNED float m[DECODE_ROWS], e[DECODE_ROWS], a[DECODE_ROWS], largest[DECODE_ROWS];
+    uint16_t least[DECODE_ROWS]; /* N */
     ALIGNED float alpha[DECODE_ROWS], beta[DECODE_ROWS];
     ALIGNED float alpha_o[DECODE_ROWS], beta_o[DECODE_ROWS];
-    ALIGNED float k[DECODE_TILE], k_magic[DECODE_TILE], u[DECODE_TILE], r[DECODE_TILE];
+    ALIGNED float k_scale[DECODE_TILE], v_scale[DECODE_TILE];
+    tile_columns columns[DECODE_TILE / HR_MICRO_COLUMNS];
     ALIGNED uint8_t k_block[KEY_STEP * HR_INTEGER_MAX_HEAD_DIM];
     ALIGNED int8_t v_block[VALUE_STEP * HR_INTEGER_MAX_HEAD_DIM];
     ALIGNED uint8_t k_zero[DECODE_TILE], v_zero[DECODE_TILE];
@@ -29,11 +33,11 @@ typedef struct decode_state {
     int32_t first, count; /* keys [first, first + count) are the tile's */
     int32_t from, to;     /* multiples of 64: the range's keys of the tile are in [from, to) */
     int32_t end;          /* those that exist: the lesser of count and to */
-    int32_t f;            /* F of the tile */
-    float tile_e;         /* E of the tile */
-    __m512i *q;           /* [rows][vectors], in the order of a K block, four times */
-    __m512i *t;           /* [rows][vectors] int32, in the order of a V block */
-    float *o;             /* the same order */
+    tile_exponents exponents;
+    bool half;  /* the CPU has AVX512-FP16 */
+    __m512i *q; /* [rows][vectors], in the order of a K block, four times */
+    __m512i *t; /* [rows][vectors] int32, in the order of a V block */
+    float *o;   /* the same order */
 } decode_state;
 
 /* sum += products of four bytes. In assembly: gcc 12 copies accumulators around the intrinsic. */

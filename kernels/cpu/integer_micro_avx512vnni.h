@@ -16,7 +16,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { HR_MICRO_ROWS = 6, HR_MICRO_COLUMNS = 64, HR_MICRO_VECTORS = 4 };
+#include "integer_vector_avx512vnni.h"
+
+enum { HR_MICRO_ROWS = 6 };
 
 /* One instruction a macro reads better than what the formatter makes of it. */
 /* clang-format off */
@@ -79,51 +81,46 @@ static inline void micro_qk(const int32_t *q, const uint8_t *k, int64_t quads, c
         : "cc", "memory", ALL_VECTOR_REGISTERS);
 }
 
-/* What the columns of a subtile are scaled with: S * k = fma(bits of 1.5 * 2^23 + S, k, k_magic). */
-typedef struct micro_columns {
-    __attribute__((aligned(64))) float k[HR_MICRO_COLUMNS];
-    float k_magic[HR_MICRO_COLUMNS];
-    float u[HR_MICRO_COLUMNS];
-    float r[HR_MICRO_COLUMNS];
-} micro_columns;
-
 #define QK_COLUMNS(k_offset, magic_offset, u_offset)                                               \
     LOAD(24, k_offset, "%[columns]") LOAD(25, magic_offset, "%[columns]")                          \
     LOAD(26, u_offset, "%[columns]")
-#define QK_LOGIT(sum, a_offset, x_offset)                                                          \
+#define QK_LOGIT(sum, a_offset)                                                                    \
     "vfmadd132ps " Z(24) ", " Z(25) ", " Z(sum) "\n\t"                                             \
-    "vfmadd132ps " #a_offset "(%[a])%{1to16%}, " Z(26) ", " Z(sum) "\n\t"                          \
-    STORE(sum, x_offset, "%[x]")
-#define QK_MAX(sum, largest) "vmaxps " Z(sum) ", " Z(largest) ", " Z(largest) "\n\t"
-#define QK_LOGITS(a0, a1, a2, a3, a4, a5, x_offset)                                                \
-    QK_LOGIT(a0, 0, x_offset) QK_LOGIT(a1, 4, 256 + x_offset) QK_LOGIT(a2, 8, 512 + x_offset)      \
-    QK_LOGIT(a3, 12, 768 + x_offset) QK_LOGIT(a4, 16, 1024 + x_offset)                             \
-    QK_LOGIT(a5, 20, 1280 + x_offset)
-#define QK_MAXIMA(a0, a1, a2, a3, a4, a5)                                                          \
-    QK_MAX(a0, 0) QK_MAX(a1, 4) QK_MAX(a2, 8) QK_MAX(a3, 12) QK_MAX(a4, 16) QK_MAX(a5, 20)
-#define QK_LARGEST(sum, offset)                                                                    \
-    "vmaxps " #offset "(%[largest]), " Z(sum) ", " Z(sum) "\n\t" STORE(sum, offset, "%[largest]")
+    "vfnmadd132ps " #a_offset "(%[a])%{1to16%}, " Z(26) ", " Z(sum) "\n\t"                         \
+    "vcvtps2dq " Z(sum) ", " Z(sum) "\n\t"
+#define QK_LOGITS(a0, a1, a2, a3, a4, a5)                                                          \
+    QK_LOGIT(a0, 0) QK_LOGIT(a1, 4) QK_LOGIT(a2, 8) QK_LOGIT(a3, 12) QK_LOGIT(a4, 16)              \
+    QK_LOGIT(a5, 20)
+/* 32 packed logits of a row. */
+#define QK_PACK(low, high, y_offset)                                                               \
+    "vpackusdw " Z(high) ", " Z(low) ", " Z(low) "\n\t" STORE(low, y_offset, "%[y]")
+#define QK_LEAST(low, high, offset)                                                                \
+    "vpminuw " Z(high) ", " Z(low) ", " Z(low) "\n\t"                                              \
+    "vpminuw " #offset "(%[least]), " Z(low) ", " Z(low) "\n\t" STORE(low, offset, "%[least]")
 
 /*
- * As micro_qk, then logits x = fma(S * k[column], a[r], u[column]) while the sums are in registers,
- * and largest[r] = max(largest[r], x) in 16 lanes. largest [6][16], 64-byte aligned.
+ * As micro_qk, then logits y = fma(S * k[column], -a[r], u[column]) while the sums are in registers,
+ * packed to 16 bits as round16 does: y [6][64], each half of a row in the order of vpackusdw; and
+ * least[r] = min(least[r], y) in 32 lanes. least [6][32] and y are 64-byte aligned.
  */
 static inline void micro_qk_logits(const int32_t *q, const uint8_t *k, int64_t quads,
-                                   const int32_t *init, const micro_columns *columns,
-                                   const float *a, float *x, float *largest)
+                                   const int32_t *init, const tile_columns *columns,
+                                   const float *a, uint16_t *y, uint16_t *least)
 {
     __asm__ volatile(
         QK_MULTIPLY
-        QK_COLUMNS(0, 256, 512) QK_LOGITS(0, 4, 8, 12, 16, 20, 0)
-        QK_COLUMNS(64, 320, 576) QK_LOGITS(1, 5, 9, 13, 17, 21, 64) QK_MAXIMA(1, 5, 9, 13, 17, 21)
-        QK_COLUMNS(128, 384, 640) QK_LOGITS(2, 6, 10, 14, 18, 22, 128)
-        QK_MAXIMA(2, 6, 10, 14, 18, 22)
-        QK_COLUMNS(192, 448, 704) QK_LOGITS(3, 7, 11, 15, 19, 23, 192)
-        QK_MAXIMA(3, 7, 11, 15, 19, 23)
-        QK_LARGEST(0, 0) QK_LARGEST(4, 64) QK_LARGEST(8, 128)
-        QK_LARGEST(12, 192) QK_LARGEST(16, 256) QK_LARGEST(20, 320)
+        QK_COLUMNS(0, 256, 512) QK_LOGITS(0, 4, 8, 12, 16, 20)
+        QK_COLUMNS(64, 320, 576) QK_LOGITS(1, 5, 9, 13, 17, 21)
+        QK_PACK(0, 1, 0) QK_PACK(4, 5, 128) QK_PACK(8, 9, 256) QK_PACK(12, 13, 384)
+        QK_PACK(16, 17, 512) QK_PACK(20, 21, 640)
+        QK_COLUMNS(128, 384, 640) QK_LOGITS(2, 6, 10, 14, 18, 22)
+        QK_COLUMNS(192, 448, 704) QK_LOGITS(3, 7, 11, 15, 19, 23)
+        QK_PACK(2, 3, 64) QK_PACK(6, 7, 192) QK_PACK(10, 11, 320) QK_PACK(14, 15, 448)
+        QK_PACK(18, 19, 576) QK_PACK(22, 23, 704)
+        QK_LEAST(0, 2, 0) QK_LEAST(4, 6, 64) QK_LEAST(8, 10, 128) QK_LEAST(12, 14, 192)
+        QK_LEAST(16, 18, 256) QK_LEAST(20, 22, 320)
         : [k] "+r"(k), [q] "+r"(q), [quads] "+r"(quads)
-        : [init] "r"(init), [columns] "r"(columns), [a] "r"(a), [x] "r"(x), [largest] "r"(largest)
+        : [init] "r"(init), [columns] "r"(columns), [a] "r"(a), [y] "r"(y), [least] "r"(least)
         : "cc", "memory", ALL_VECTOR_REGISTERS);
 }
 

@@ -7,43 +7,57 @@
  * round-to-nearest-even unless `double` is written; max and min choose, they do not round.
  * The functions in this file are the specification in C; vector kernels restate them.
  *
- * 1. Tile. A softmax tile is the keys [256 t, 256 t + 256) of a sequence, once for each range of
- *    the mask (hr_kernel_range) that has keys of it, in ascending order of the ranges.
- *    Over all its keys j below seqlen_kv, in the range or not:
+ * 1. Tile. A softmax tile is the keys [256 t, 256 t + 256) of a sequence, whatever the mask.
+ *    Over all its keys j below seqlen_kv:
  *        F = floor(log2(max k_scale_j))      k_j = round22(k_scale_j * 2^-F)        in [0, 2)
  *        E = floor(log2(max v_scale_j))      w_j = max(v_scale_j * 2^-E, 2^-64)     in (0, 2)
- *        u_j = log2(w_j), as hr_integer_log2     r_j = 1 / w_j
+ *        u_j = 24 * 1024 - 1024 log2(w_j), as hr_integer_log2     r_j = 1 / w_j
+ *        G = floor(log2(max r_j))            R_j = r_j * 2^(11 - G) rounded to an integer
+ *    The tile is even when max r_j <= 8 min r_j: R_j >= 256 is then good to 2^-9.
  *    round22 rounds to 22 significant bits, so that 1.5 * 2^23 * k_j is exact (see 3).
  *    Scales in groups of channels: k_scale_j and v_scale_j are the largest of the token's groups,
  *    and the codes become fixed-point numbers with f fraction bits, an int16 (hr_integer_fraction):
  *    code' = round(code * scale_group / scale_j * 2^f). k_j is then also multiplied by 2^-f.
  * 2. Row i. c_i = q_scale_i * softmax_scale * log2(e) in double, left to right;
- *        a = (float)min(c_i * 2^F, 2^100) once a tile.
+ *        a = (float)min(c_i * 2^F * 1024, 2^100) once a tile.
  * 3. Logits. S_ij = sum of q_code * k_code, exact in int32.
- *        x_ij = fma((float)S_ij * k_j, a, u_j)          the weight times V's scale, in log2 units
+ *        y_ij = fma((float)S_ij * k_j, -a, u_j)
+ *    is 24 octaves minus the weight times V's scale in log2 units, all in units of 1/1024 octave:
+ *    the least y belongs to the largest contribution. Over the keys of the tile that row i sees
+ *    (none: the tile leaves the row alone)
+ *        Y_ij = round16(y_ij)         N = min Y_ij
+ *    where round16 rounds to the nearest even integer and stops at 0 and 65535. 64 octaves hold the
+ *    keys that matter of nearly all rows; when they may not, because N < 1, N > 34821 or a >= 64,
+ *        n = min y_ij                 Y_ij = round16(y_ij - n)         N = 0
+ *    takes their place. M = 24576 - N or 24576 - n is what the tile is relative to.
  *    (float)S_ij * k_j = fma(1.5 * 2^23 + S_ij, k_j, -(1.5 * 2^23 * k_j)) bit for bit when
  *    |S_ij| < 2^22: a kernel may start its int32 accumulators at the bits of 1.5 * 2^23 and read
  *    them back as floats. Softcap and ALiBi: see integer_body.c.
- * 4. Weights. Over the keys of the tile and range that row i sees (none: the tile leaves the row
- * alone): M = max x_ij       z = max(x_ij - M, -100)      e_ij = 255 * 2^z, as hr_integer_exp2_255
- *        P_ij = e_ij rounded to an integer, nearest even, at most 255
- *        s_k = fma(e_ij, r_j, s_k) over j = k, k + 16, ... ascending, for 16 lanes k from 0
+ * 4. Weights. e_ij = hr_integer_weight(Y_ij - N), about 32635 * 2^((N - Y_ij) / 1024), an integer;
+ *    0 from 16 octaves on, and so for every key that stopped at 65535.
+ *        P_ij = (e_ij + 64) >> 7, at most 255
+ *        s_k = sum of e_ij * R_j, exact in int32, over the keys of lane k (hr_integer_lane)
+ *    or, in a tile that is not even, where a key may matter to the sum and not to O,
+ *        x_ij = fma((float)S_ij * k_j, -a, 24576)      n0 = min x_ij
+ *        s_k = sum of 2^max((n0 - x_ij) / 1024, -100) over j = k, k + 16, ... ascending, 16 lanes
  *    V's scale is inside P before it is rounded, and taken out of the sum again: softmax weights
  *    are summed unrounded. docs/int8-softmax.md has the measurements behind both choices.
  * 5. T_ic = sum of P_ij * v_code_jc, exact in int32: 255 * 127 * 256 and 255 * 127 * 256 * 256 fit.
  * 6. Row state m (-inf), e (-1000), l_k (0) and O_c (0), in the units of its largest tile:
  *        m' = max(m, M)                      e' = max(e, E)
- *        alpha = 2^max(m - m', -100)         beta = 2^max(M - m', -100)         as hr_integer_exp2
- *        l_k = fma(s_k, beta, l_k * alpha)
+ *        alpha = 2^max((m - m') / 1024, -100)      beta = 2^max((M - m') / 1024, -100)
+ *        l_k = fma((float)s_k, beta * 2^(G - 18), l_k * alpha)
+ *        l_k = fma(s_k, ONE * 2^((24576 - n0 - m') / 1024), l_k * alpha)   where not even
  *        O_c = fma((float)T_ic, beta * 2^(E - e' - f), O_c * (alpha * 2^(e - e')))
  *    P is relative to the tile's own maximum, not to the running one: later tiles keep 8 bits.
  * 7. l = the sum of the lanes as a tree: k + (k + 8), then + 4, + 2, + 1. hr_integer_finish gives
  *    the LSE and g = 1 / l; O = (O_c * g) * 2^e.
  *
  * Range. Nothing above overflows or is NaN for finite scales > 0 and any sequence length:
- * |x| < 2^123 by the bound on a; z >= -100 keeps e_ij, alpha and beta out of the denormals, which
- * are 60 times slower, and turns -inf - -inf into a number; s_k <= 255 * 2^64 * 16; int32 sums live
- * for one tile only. Row states need no case for "no tile yet": alpha then multiplies zeros.
+ * |y| < 2^123 by the bound on a; where y is rounded without n, |y| < 64 * 2^23 + 2^17 fits int32;
+ * e_ij * R_j <= 32640 * 4096, and a lane has 16 keys: below 2^31; alpha and beta stay out of the
+ * denormals, which are 60 times slower. Row states need no case for "no tile yet": alpha then
+ * multiplies zeros.
  */
 #ifndef HEADROOM_INTEGER_SOFTMAX_H
 #define HEADROOM_INTEGER_SOFTMAX_H
@@ -63,25 +77,24 @@ enum {
 
 #define HR_INTEGER_LOG2E 1.4426950408889634
 #define HR_INTEGER_LN2 0.6931471805599453
-#define HR_INTEGER_LOG2_255 7.994353436858858
-#define HR_INTEGER_MAGIC 0x1.8p23f /* adding it to |x| < 2^22 rounds x to an integer */
+#define HR_INTEGER_OCTAVE 1024      /* units of a logit */
+#define HR_INTEGER_OFFSET 24576.0f  /* where y is for a logit of 0 */
+#define HR_INTEGER_MAX_LEAST 34821  /* 65535 - HR_INTEGER_TOP: larger N leave int16 */
+#define HR_INTEGER_MAX_DIRECT 64.0f /* a from which logits may leave int32 */
+#define HR_INTEGER_EVEN 8.0f        /* largest ratio of 1 / w in an even tile */
+#define HR_INTEGER_MAGIC 0x1.8p23f  /* adding it to |x| < 2^22 rounds x to an integer */
 #define HR_INTEGER_MIN_LOG2 -100.0f
 #define HR_INTEGER_MIN_V 0x1p-64f
 #define HR_INTEGER_MAX_FACTOR 0x1p100
 
 /*
  * 2^f = 1 + f (c1 + f (c2 + f (c3 + f c4))) for f in [-1/2, 1/2]: the minimax polynomial that is
- * exact at 0 and does not decrease from one octave to the next; relative error 2.9e-6. The second
- * set is 255 times it, and exactly 255 at 0.
+ * exact at 0 and does not decrease from one octave to the next; relative error 2.9e-6.
  */
 #define HR_EXP2_C1 0x1.62e12cp-1f
 #define HR_EXP2_C2 0x1.ec0378p-3f
 #define HR_EXP2_C3 0x1.c9fc46p-5f
 #define HR_EXP2_C4 0x1.3a02ccp-7f
-#define HR_EXP2_255_C1 0x1.617e4cp+7f
-#define HR_EXP2_255_C2 0x1.ea1774p+5f
-#define HR_EXP2_255_C3 0x1.c8324ap+3f
-#define HR_EXP2_255_C4 0x1.38c8cap+1f
 
 /*
  * log2(1 + u) = u * (d0 + u (d1 + ... u d6)) for u in [0, 1): minimax, exact at 0, absolute error
@@ -121,7 +134,7 @@ static inline float hr_integer_power(int32_t n)
     return hr_integer_float((uint32_t)(n + 127) << 23);
 }
 
-/* z in [-100, 0] to its nearest integer n and f = z - n in [-1/2, 1/2], both exact. */
+/* z in [-100, 126] to its nearest integer n and f = z - n in [-1/2, 1/2], both exact. */
 static inline int32_t hr_integer_split(float z, float *f)
 {
     float shifted = z + HR_INTEGER_MAGIC;
@@ -129,7 +142,7 @@ static inline int32_t hr_integer_split(float z, float *f)
     return (int32_t)(hr_integer_bits(shifted) - hr_integer_bits(HR_INTEGER_MAGIC));
 }
 
-/* 2^max(z, -100) for z <= 0. */
+/* 2^max(z, -100) for z <= 126. */
 static inline float hr_integer_exp2(float z)
 {
     float f;
@@ -140,15 +153,64 @@ static inline float hr_integer_exp2(float z)
     return fmaf(p, f, 1.0f) * hr_integer_power(n);
 }
 
-/* 255 * 2^max(z, -100) for z <= 0. */
-static inline float hr_integer_exp2_255(float z)
+/*
+ * The weight at a distance of d units from the tile's maximum, an integer: 128 ONE 2^(-d / 1024)
+ * within HR_INTEGER_WEIGHT_ERROR of itself and half a unit (Schraudolph 1999: the bits of a float
+ * are nearly its logarithm). The bits of a binary16 number, read as an integer, are 1024 times its
+ * logarithm to base 2 plus 15 * 1024, but for 1 + f - 2^f; hr_integer_bend takes that away, by the
+ * first six bits of f. Only six bits, so that a table is one register; and a binary16 number,
+ * because CPUs convert it to the integer in one step.
+ */
+#define HR_INTEGER_TOP 30714              /* 1024 (15 + log2(128 ONE)): P = 255 */
+#define HR_INTEGER_ONE 254.96238773947027 /* 2^(TOP / 1024 - 22) */
+#define HR_INTEGER_WEIGHT_ERROR 2.4e-3    /* .0007 on average */
+
+/* About 1024 (1 + f - 2^f) on [i / 64, (i + 1) / 64): the integers with the least mean square. */
+static const uint8_t hr_integer_bend[64] = {
+    3,  7,  12, 16, 21, 25, 29, 33, 37, 41, 45, 48, 51, 55, 58, 61, 64, 66, 69, 71, 73, 75,
+    77, 79, 81, 82, 84, 85, 86, 86, 87, 88, 88, 88, 88, 88, 88, 87, 86, 85, 84, 83, 81, 80,
+    78, 76, 74, 71, 69, 66, 63, 59, 56, 52, 48, 44, 40, 35, 31, 26, 20, 15, 9,  3,
+};
+
+/* A positive binary16 number below 2^15 as an integer, nearest even. */
+static inline int32_t hr_integer_from_half(int32_t half)
 {
-    float f;
-    int32_t n = hr_integer_split(hr_integer_max(z, HR_INTEGER_MIN_LOG2), &f);
-    float p = fmaf(f, HR_EXP2_255_C4, HR_EXP2_255_C3);
-    p = fmaf(p, f, HR_EXP2_255_C2);
-    p = fmaf(p, f, HR_EXP2_255_C1);
-    return fmaf(p, f, 255.0f) * hr_integer_power(n);
+    int32_t exponent = half >> 10, mantissa = half & 1023;
+    float value = exponent ? (float)(mantissa + 1024) : (float)mantissa;
+    value *= hr_integer_power((exponent ? exponent : 1) - 25);
+    return (int32_t)(hr_integer_bits(value + HR_INTEGER_MAGIC) - hr_integer_bits(HR_INTEGER_MAGIC));
+}
+
+static inline int32_t hr_integer_weight(int32_t distance)
+{
+    int32_t line = HR_INTEGER_TOP - distance;
+    if (line < 0) line = 0;
+    int32_t bend = hr_integer_bend[line >> 4 & 63];
+    return hr_integer_from_half(line > bend ? line - bend : 0);
+}
+
+/* P of a weight. */
+static inline int32_t hr_integer_p(int32_t weight)
+{
+    return (weight + 64) >> 7;
+}
+
+/* y to the nearest even integer in [0, 65535]; NaN and |y| >= 2^31 must not come. */
+static inline int32_t hr_integer_round16(float y)
+{
+    if (!(y > 0)) return 0;
+    return y < 65535 ? (int32_t)(hr_integer_bits(y + HR_INTEGER_MAGIC) -
+                                 hr_integer_bits(HR_INTEGER_MAGIC))
+                     : 65535;
+}
+
+/*
+ * The lane that sums key j of a tile where the tile is even. Vectors of 16 32-bit logits, packed to
+ * 16 bits two by two, lie so.
+ */
+static inline int32_t hr_integer_lane(int32_t j)
+{
+    return j % 16 / 4 * 4 + j / 16 % 2 * 2 + j % 4 / 2;
 }
 
 /* log2(w) for a normal w > 0. */
@@ -173,7 +235,7 @@ static inline float hr_integer_round22(float x)
     return hr_integer_float((bits + 1 + (bits >> 2 & 1)) & ~UINT32_C(3));
 }
 
-/* P: e in [0, 255] rounded to an integer, nearest even. */
+/* |e| < 2^22 rounded to an integer, nearest even. */
 static inline int32_t hr_integer_round(float e)
 {
     return (int32_t)(hr_integer_bits(e + HR_INTEGER_MAGIC) - hr_integer_bits(HR_INTEGER_MAGIC));
@@ -223,13 +285,11 @@ static inline float hr_integer_token_scale(const hr_kernel_operand *operand, int
     }
 }
 
-/* Step 1 for keys [first, first + count) of the sequence. Entries from count on are not written. */
-typedef struct hr_integer_tile {
-    int32_t f, e;             /* F and E */
-    float k[HR_INTEGER_TILE]; /* k_j */
-    float u[HR_INTEGER_TILE]; /* u_j = log2(w_j) */
-    float r[HR_INTEGER_TILE]; /* r_j = 1 / w_j */
-} hr_integer_tile;
+/* The scale that R_j has: 2^(11 - G), G = floor(log2(largest)). */
+static inline float hr_integer_sum_scale(float largest)
+{
+    return hr_integer_power(11 - ((int32_t)(hr_integer_bits(largest) >> 23) - 127));
+}
 
 /* The factor c_i of step 2; natural units, so without log2(e), when logits are capped. */
 static inline double hr_integer_row_factor(const hr_kernel_args *args, int32_t row)
@@ -239,7 +299,7 @@ static inline double hr_integer_row_factor(const hr_kernel_args *args, int32_t r
     return args->softcap == 0 ? factor * HR_INTEGER_LOG2E : factor;
 }
 
-/* c_i in the units of a tile, the factor a: unit is 2^F. The product in double is exact. */
+/* c_i in the units of a tile, the factor a: unit is 2^F * 1024. The product in double is exact. */
 static inline float hr_integer_tile_factor(double factor, double unit)
 {
     double scaled = factor * unit;
@@ -260,15 +320,16 @@ static inline float hr_integer_finish(const hr_kernel_args *args, int32_t row, f
         for (int k = 0; k < half; k++)
             sum[k] += sum[k + half];
 
-    double total = sum[0], lse = -INFINITY; /* in units of 2^m / 255 */
+    /* In units of 2^octaves / ONE; the rows' own maximum is what P = 255 stands for. */
+    double total = sum[0], lse = -INFINITY, octaves = (double)m / HR_INTEGER_OCTAVE;
     if (args->sink > -INFINITY) {
-        double sink = ((double)args->sink - bias) * HR_INTEGER_LOG2E - (double)m;
+        double sink = ((double)args->sink - bias) * HR_INTEGER_LOG2E - octaves;
         if (total > 0)
-            total += 255 * exp2(fmin(sink, 1000));
+            total += HR_INTEGER_ONE * exp2(fmin(sink, 1000));
         else
             lse = args->sink;
     }
-    if (total > 0) lse = HR_INTEGER_LN2 * ((double)m + log2(total) - HR_INTEGER_LOG2_255) + bias;
+    if (total > 0) lse = HR_INTEGER_LN2 * (octaves + log2(total / HR_INTEGER_ONE)) + bias;
     if (args->lse) args->lse[row * args->lse_stride] = (float)lse;
     return total > 0 ? (float)(1 / total) : 0.0f;
 }

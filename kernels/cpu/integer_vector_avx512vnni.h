@@ -10,11 +10,12 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/*
- * z[] = scale * 2^max(z[], -100) for n vectors side by side: one vector is a chain of nine
- * dependent operations, and eight of them fill both ports while each waits for its own.
- */
-INLINE void exp2_of(__m512 z[], int n, const float coefficient[5])
+#ifndef ALIGNED
+#define ALIGNED __attribute__((aligned(64)))
+#endif
+
+/* z[] = 2^max(z[], -100) for n vectors side by side, as hr_integer_exp2. */
+INLINE void exp2_of(__m512 z[], int n)
 {
     __m512 f[8], p[8];
 #pragma GCC unroll 8
@@ -25,24 +26,93 @@ INLINE void exp2_of(__m512 z[], int n, const float coefficient[5])
         f[i] = _mm512_reduce_ps(z[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++)
-        p[i] =
-            _mm512_fmadd_ps(f[i], _mm512_set1_ps(coefficient[4]), _mm512_set1_ps(coefficient[3]));
+        p[i] = _mm512_fmadd_ps(f[i], _mm512_set1_ps(HR_EXP2_C4), _mm512_set1_ps(HR_EXP2_C3));
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++)
         z[i] = _mm512_sub_ps(z[i], f[i]);
 #pragma GCC unroll 3
-    for (int c = 2; c >= 0; c--)
+    for (int c = 0; c < 3; c++) {
+        const float next[3] = {HR_EXP2_C2, HR_EXP2_C1, 1.0f};
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++)
-            p[i] = _mm512_fmadd_ps(p[i], f[i], _mm512_set1_ps(coefficient[c]));
+            p[i] = _mm512_fmadd_ps(p[i], f[i], _mm512_set1_ps(next[c]));
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++)
         z[i] = _mm512_scalef_ps(p[i], z[i]);
 }
 
-static const float exp2_1[5] = {1.0f, HR_EXP2_C1, HR_EXP2_C2, HR_EXP2_C3, HR_EXP2_C4};
-static const float exp2_255[5] = {255.0f, HR_EXP2_255_C1, HR_EXP2_255_C2, HR_EXP2_255_C3,
-                                  HR_EXP2_255_C4};
+enum { HR_MICRO_COLUMNS = 64 };
+
+/*
+ * Step 1 for 64 keys: what makes logits of sums and sums of weights. S * k = fma(bits of 1.5 * 2^23
+ * + S, k, k_magic). `sum` (R) is in the order of packed logits, all else in that of the keys.
+ */
+typedef struct tile_columns {
+    ALIGNED float k[HR_MICRO_COLUMNS];
+    float k_magic[HR_MICRO_COLUMNS];
+    float u[HR_MICRO_COLUMNS];
+    int16_t sum[HR_MICRO_COLUMNS];
+} tile_columns;
+
+/* F and E of a tile, the exponent of what a row's sum is multiplied with, and the kind of sum. */
+typedef struct tile_exponents {
+    int32_t f, e, sum;
+    bool even;
+} tile_exponents;
+
+/* What weights are made with: keep it in registers. */
+typedef struct weight_constants {
+    __m512i bend, round;
+    __mmask64 low; /* the low bytes of words */
+} weight_constants;
+
+INLINE weight_constants load_weight_constants(void)
+{
+    return (weight_constants){.bend = _mm512_loadu_si512(hr_integer_bend),
+                              .round = _mm512_set1_epi16(256),
+                              .low = UINT64_C(0x5555555555555555)};
+}
+
+/*
+ * Binary16 numbers as integers. In assembly, because only some CPUs with VNNI have the instruction;
+ * `half` says whether this one does.
+ */
+INLINE __m512i from_half(__m512i x, bool half)
+{
+    __m512i y;
+    if (half) {
+        __asm__("vcvtph2uw %1, %0" : "=v"(y) : "v"(x));
+        return y;
+    }
+    __m512i low = _mm512_cvtps_epi32(_mm512_cvtph_ps(_mm512_castsi512_si256(x)));
+    __m512i high = _mm512_cvtps_epi32(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(x, 1)));
+    y = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(low));
+    return _mm512_inserti64x4(y, _mm512_cvtepi32_epi16(high), 1);
+}
+
+/* hr_integer_weight of y - N, for top = TOP + N. */
+INLINE __m512i weights_of(__m512i y, __m512i top, const weight_constants *c, bool half)
+{
+    const __m512i line = _mm512_subs_epu16(top, y), index = _mm512_srli_epi16(line, 4);
+    __m512i bend;
+    /* In assembly: clang makes a blend and two more of the intrinsic. */
+    __asm__("vpermb %2, %1, %0%{%3%}%{z%}" : "=v"(bend) : "v"(index), "v"(c->bend), "Yk"(c->low));
+    return from_half(_mm512_subs_epu16(line, bend), half);
+}
+
+/* s += e * R, sums of the lanes of hr_integer_lane. In assembly: gcc 12 copies the sum. */
+INLINE void add_weights(__m512i *s, __m512i e, __m512i sum)
+{
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(*s) : "v"(e), "v"(sum));
+}
+
+/* P of 64 keys, in the key order of HR_LAYOUT_VNNI_V. */
+INLINE __m512i pack_weights(__m512i low, __m512i high, const weight_constants *c)
+{
+    return _mm512_packus_epi16(_mm512_mulhrs_epi16(low, c->round),
+                               _mm512_mulhrs_epi16(high, c->round));
+}
 
 INLINE __m512 log2_of(__m512 w)
 {
@@ -63,6 +133,69 @@ INLINE __m512 round22(__m512 x)
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 2), one);
     bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, one));
     return _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(~3)));
+}
+
+/*
+ * Step 1 for a tile of `count` keys: scales are 0 from there on, and k_max and v_max the largest.
+ * Columns that are no keys get finite numbers.
+ */
+static inline tile_exponents scale_columns(const float k_scale[HR_INTEGER_TILE], float k_max,
+                                           const float v_scale[HR_INTEGER_TILE], float v_max,
+                                           int32_t count, tile_columns *columns)
+{
+    tile_exponents tile = {.f = hr_integer_exponent(k_max), .e = hr_integer_exponent(v_max)};
+    const __m512 minus_f = _mm512_set1_ps((float)-tile.f), minus_e = _mm512_set1_ps((float)-tile.e);
+    __m512 r[HR_INTEGER_TILE / 16], largest = _mm512_setzero_ps(), least = _mm512_set1_ps(INFINITY);
+    for (int32_t j = 0; j < HR_INTEGER_TILE; j += 16) {
+        tile_columns *c = &columns[j / HR_MICRO_COLUMNS];
+        const int32_t at = j % HR_MICRO_COLUMNS, left = count - j;
+        const __mmask16 keys = left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1 << left) - 1) : 0;
+        __m512 k = round22(_mm512_scalef_ps(_mm512_load_ps(k_scale + j), minus_f));
+        __m512 w = _mm512_scalef_ps(_mm512_load_ps(v_scale + j), minus_e);
+        w = _mm512_max_ps(w, _mm512_set1_ps(HR_INTEGER_MIN_V));
+        r[j / 16] = _mm512_div_ps(_mm512_set1_ps(1.0f), w);
+        largest = _mm512_mask_max_ps(largest, keys, largest, r[j / 16]);
+        least = _mm512_mask_min_ps(least, keys, least, r[j / 16]);
+        _mm512_store_ps(c->k + at, k);
+        _mm512_store_ps(c->k_magic + at, _mm512_mul_ps(k, _mm512_set1_ps(-HR_INTEGER_MAGIC)));
+        _mm512_store_ps(c->u + at, _mm512_fnmadd_ps(log2_of(w), _mm512_set1_ps(HR_INTEGER_OCTAVE),
+                                                    _mm512_set1_ps(HR_INTEGER_OFFSET)));
+    }
+    const float r_max = _mm512_reduce_max_ps(largest), r_min = _mm512_reduce_min_ps(least);
+    tile.even = r_max <= HR_INTEGER_EVEN * r_min;
+    tile.sum = hr_integer_exponent(r_max) - 18;
+    const __m512 unit = _mm512_set1_ps(hr_integer_sum_scale(r_max));
+    for (int32_t j = 0; j < HR_INTEGER_TILE; j += 32) {
+        tile_columns *c = &columns[j / HR_MICRO_COLUMNS];
+        const int32_t at = j % HR_MICRO_COLUMNS;
+        __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(r[j / 16], unit));
+        __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(r[j / 16 + 1], unit));
+        _mm512_store_si512(c->sum + at, _mm512_packs_epi32(low, high));
+    }
+    return tile;
+}
+
+/*
+ * The lanes' sums of step 4 where a tile is not even, and what multiplies them in l. x is in the
+ * order of the keys, +inf for those not seen; m is the row's m'.
+ */
+INLINE __m512 sum_uneven(const float *x, int32_t begin, int32_t end, float m, __m512 *factor)
+{
+    __m512 least = _mm512_set1_ps(INFINITY), sum = _mm512_setzero_ps();
+    for (int32_t j = begin; j < end; j += 16)
+        least = _mm512_min_ps(least, _mm512_load_ps(x + j));
+    const float n0 = _mm512_reduce_min_ps(least);
+    for (int32_t j = begin; j < end; j += 16) {
+        const __m512 value = _mm512_load_ps(x + j);
+        const __mmask16 seen = _mm512_cmp_ps_mask(value, _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
+        __m512 e = _mm512_mul_ps(_mm512_sub_ps(_mm512_set1_ps(n0), value),
+                                 _mm512_set1_ps(1.0f / HR_INTEGER_OCTAVE));
+        exp2_of(&e, 1);
+        sum = _mm512_mask_add_ps(sum, seen, sum, e);
+    }
+    *factor = _mm512_set1_ps((float)HR_INTEGER_ONE *
+                             hr_integer_exp2((HR_INTEGER_OFFSET - n0 - m) / HR_INTEGER_OCTAVE));
+    return sum;
 }
 
 #endif
