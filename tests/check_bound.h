@@ -86,11 +86,11 @@ static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *r
         /*
          * kernels/cpu/integer_softmax.h: a logit is rounded to 1/1024 octave, half a unit each for
          * the key and for the maximum; weights are good to HR_INTEGER_WEIGHT_ERROR and R_j to
-         * 2^-9. A weight is rounded to an integer on a scale of 128 * 254.96, then to U8.
+         * 2^-10. A weight is rounded to an integer on a scale of 128 * 255, then to U8.
          */
-        model.exp_error = HR_INTEGER_WEIGHT_ERROR + 0x1p-10 * HR_INTEGER_LN2 + 0x1p-9 + 1e-5;
-        model.p_absolute = (0.5 + 1.0 / 256) / HR_INTEGER_ONE;
-        model.sum_absolute = 0.5 / 128 / HR_INTEGER_ONE;
+        model.exp_error = HR_INTEGER_WEIGHT_ERROR + 0x1p-10 * HR_INTEGER_LN2 + 0x1p-10 + 1e-5;
+        model.p_absolute = (0.5 + 1.0 / 256) / 255;
+        model.sum_absolute = 0.5 / 128 / 255;
         model.fold_v = true;
         if (groups) model.dot_terms = 4; /* code * (group scale / token scale) is rounded */
         break;

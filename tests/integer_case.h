@@ -87,10 +87,12 @@ static inline void set_random_codes(hr_packed *packed, uint64_t seed)
         codes[i] = (int8_t)((int)(random_bits(&random) % 255) - 127);
 }
 
-static inline void run_one(const integer_case *c, const char *kernel, float *o, float *lse)
+/* isa_mask 0: all of the machine's. */
+static inline void run_one(const integer_case *c, const char *kernel, uint32_t isa_mask, float *o,
+                           float *lse)
 {
     hr_plan *plan;
-    hr_plan_options options = {.kernel = kernel};
+    hr_plan_options options = {.kernel = kernel, .isa_mask = isa_mask};
     cr_assert_eq(hr_plan_create(&c->problem, &c->recipe, &options, &plan), HR_OK, "%s",
                  hr_last_error());
     const hr_layer_layouts layouts = hr_plan_layouts(plan);
@@ -115,7 +117,10 @@ static inline bool runs_here(const integer_case *c, const hr_kernel_info *row)
     return hr_kernel_find(&query, hr_isa_mask(), &found) == HR_OK;
 }
 
-/* Runs every kernel that can; fails unless they agree bit for bit. Fills c->o and c->lse. */
+/*
+ * Runs every kernel that can, with and without AVX512-FP16, which the VNNI kernels use if it is
+ * there; fails unless they agree bit for bit. Fills c->o and c->lse.
+ */
 static inline void run_integer_case(integer_case *c)
 {
     const size_t rows = (size_t)c->cu_seqlens_q[1];
@@ -131,10 +136,13 @@ static inline void run_integer_case(integer_case *c)
     for (int i = 0; i < hr_kernel_count(); i++) {
         const hr_kernel_info *row = hr_kernel_at(i);
         if (!runs_here(c, row)) continue;
-        run_one(c, row->name, ran ? o : c->o, ran ? lse : c->lse);
-        if (ran++ == 0) continue;
-        cr_expect_eq(memcmp(o, c->o, o_bytes), 0, "O of %s has other bits", row->name);
-        cr_expect_eq(memcmp(lse, c->lse, lse_bytes), 0, "LSE of %s has other bits", row->name);
+        const uint32_t masks[2] = {0, ~(UINT32_C(1) << HR_ISA_AVX512FP16)};
+        for (int m = 0; m < 2; m++) {
+            run_one(c, row->name, masks[m], ran ? o : c->o, ran ? lse : c->lse);
+            if (ran++ == 0) continue;
+            cr_expect_eq(memcmp(o, c->o, o_bytes), 0, "O of %s has other bits", row->name);
+            cr_expect_eq(memcmp(lse, c->lse, lse_bytes), 0, "LSE of %s has other bits", row->name);
+        }
     }
     cr_assert_gt(ran, 0);
     free(o);

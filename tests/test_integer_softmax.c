@@ -8,56 +8,34 @@
 
 #include "cpu/integer_softmax.h"
 
-/* Largest relative error of exp2_255 or exp2 over [-100, 0]. */
-static double worst_exp2(float (*function)(float), double scale)
+Test(integer_softmax, exp2_is_within_its_error)
 {
     double worst = 0;
     for (int64_t i = 0; i <= 100 * 65536; i++) {
         float z = -(float)i / 65536;
-        double error = fabs((double)function(z) / (scale * exp2((double)z)) - 1);
+        double error = fabs((double)hr_integer_exp2(z) / exp2((double)z) - 1);
         if (!(error <= worst)) worst = error;
     }
-    return worst;
-}
-
-static float exp2_255(float z)
-{
-    return hr_integer_exp2_255(z);
-}
-
-static float exp2_1(float z)
-{
-    return hr_integer_exp2(z);
-}
-
-Test(integer_softmax, exp2_is_within_its_error)
-{
-    double weights = worst_exp2(exp2_255, 255), factors = worst_exp2(exp2_1, 1);
-    cr_assert(weights <= 3.1e-6 && weights >= 2e-6, "relative error %.3g", weights);
-    cr_assert(factors <= 3.1e-6 && factors >= 2e-6, "relative error %.3g", factors);
+    cr_assert(worst <= 3.1e-6 && worst >= 2e-6, "relative error %.3g", worst);
 }
 
 Test(integer_softmax, exp2_is_exact_at_integers)
 {
-    for (int n = 0; n <= 100; n++) {
-        cr_assert_eq(hr_integer_exp2((float)-n), ldexpf(1, -n));
-        cr_assert_eq(hr_integer_exp2_255((float)-n), ldexpf(255, -n));
-    }
+    for (int n = -100; n <= 126; n++)
+        cr_assert_eq(hr_integer_exp2((float)n), ldexpf(1, n));
 }
 
 Test(integer_softmax, exp2_stops_at_its_lower_end)
 {
     const float below[] = {-100, -100.5f, -150, -1000, -0x1p123f, -INFINITY, NAN};
-    for (size_t i = 0; i < sizeof below / sizeof below[0]; i++) {
+    for (size_t i = 0; i < sizeof below / sizeof below[0]; i++)
         cr_assert_eq(hr_integer_exp2(below[i]), 0x1p-100f);
-        cr_assert_eq(hr_integer_exp2_255(below[i]), 255 * 0x1p-100f);
-    }
 }
 
 /* A larger z never gives a smaller power, but for the rounding of one operation. */
 static void check_step(float *previous, float z)
 {
-    float value = hr_integer_exp2_255(z);
+    float value = hr_integer_exp2(z);
     cr_assert(value >= nextafterf(*previous, 0), "at %a", (double)z);
     if (value > *previous) *previous = value;
 }
@@ -76,10 +54,74 @@ Test(integer_softmax, exp2_does_not_decrease)
     float previous = 0;
     for (int64_t i = -(INT64_C(101) << 17); i <= 0; i++)
         check_step(&previous, (float)i / (1 << 17));
-    cr_assert_eq(previous, 255);
+    cr_assert_eq(previous, 1);
 }
 
-Test(integer_softmax, weights_round_to_nearest_even)
+/* The distance at which no weight is left, and all before it. */
+Test(integer_softmax, weights_are_within_their_error)
+{
+    double worst = 0, squares = 0;
+    const int octaves = 12;
+    for (int d = 0; d < 16 * 1024; d++) {
+        double exact = 32640 * exp2(-d / 1024.0), weight = hr_integer_weight(d);
+        double error = fabs(weight - exact);
+        cr_assert(error <= HR_INTEGER_WEIGHT_ERROR * exact + 0.5, "distance %d", d);
+        if (d >= octaves * 1024) continue;
+        worst = fmax(worst, (error - 0.5) / exact);
+        if (d < 1024) squares += error / exact * (error / exact);
+    }
+    cr_assert_geq(worst, 0.8 * HR_INTEGER_WEIGHT_ERROR, "the bound is loose: %.3g", worst);
+    cr_assert_leq(sqrt(squares / 1024), 1e-3);
+    cr_assert_eq(hr_integer_weight(0), 32640);
+    cr_assert_eq(hr_integer_weight(16 * 1024), 0);
+    cr_assert_eq(hr_integer_weight(65535), 0);
+    /* the first key that stopped at 65535, from the largest N that 16 bits hold */
+    cr_assert_eq(hr_integer_weight(65535 - HR_INTEGER_MAX_LEAST), 0);
+    cr_assert_eq(HR_INTEGER_TOP + HR_INTEGER_MAX_LEAST, 65535);
+}
+
+Test(integer_softmax, binary16_numbers_become_integers)
+{
+    for (int32_t half = 0; half < 30 << 10; half++) {
+        double value =
+            half >> 10 ? ldexp((half & 1023) + 1024, (half >> 10) - 25) : ldexp(half, -24);
+        cr_assert_eq(hr_integer_from_half(half), (int32_t)nearbyint(value), "%#x", half);
+    }
+}
+
+Test(integer_softmax, p_is_the_weight_rounded)
+{
+    cr_assert_eq(hr_integer_p(32640), 255);
+    cr_assert_eq(hr_integer_p(64), 1);
+    cr_assert_eq(hr_integer_p(63), 0);
+    for (int32_t weight = 0; weight <= 32640; weight++)
+        cr_assert_eq(hr_integer_p(weight), (int32_t)floor(weight / 128.0 + 0.5));
+}
+
+Test(integer_softmax, logits_round_and_stop)
+{
+    cr_assert_eq(hr_integer_round16(0.5f), 0);
+    cr_assert_eq(hr_integer_round16(1.5f), 2);
+    cr_assert_eq(hr_integer_round16(-3), 0);
+    cr_assert_eq(hr_integer_round16(-INFINITY), 0);
+    cr_assert_eq(hr_integer_round16(65534.4f), 65534);
+    cr_assert_eq(hr_integer_round16(65535), 65535);
+    cr_assert_eq(hr_integer_round16(0x1p100f), 65535);
+    cr_assert_eq(hr_integer_round16(INFINITY), 65535);
+}
+
+/* Every lane gets 16 keys of a tile, so that its sum of weights times 4096 fits int32. */
+Test(integer_softmax, lanes_share_the_keys)
+{
+    int keys[HR_INTEGER_LANES] = {0};
+    for (int32_t j = 0; j < HR_INTEGER_TILE; j++)
+        keys[hr_integer_lane(j)]++;
+    for (int k = 0; k < HR_INTEGER_LANES; k++)
+        cr_assert_eq(keys[k], 16);
+    cr_assert_lt(16.0 * 32640 * 4096, 0x1p31);
+}
+
+Test(integer_softmax, numbers_round_to_nearest_even)
 {
     cr_assert_eq(hr_integer_round(0.5f), 0);
     cr_assert_eq(hr_integer_round(1.5f), 2);
@@ -169,7 +211,7 @@ Test(integer_softmax, finish_gives_lse_bias_and_sink)
     const float none[16] = {0}, one[16] = {[3] = 255};
     cr_assert_eq(hr_integer_finish(&args, 0, -INFINITY, none, 0.5), 0);
     cr_assert_eq(lse, -INFINITY);
-    cr_assert_eq(hr_integer_finish(&args, 0, 3, one, 0.5), 1 / 255.0f);
+    cr_assert_eq(hr_integer_finish(&args, 0, 3 * HR_INTEGER_OCTAVE, one, 0.5), 1 / 255.0f);
     cr_assert_float_eq(lse, 3 * HR_INTEGER_LN2 + 0.5, 1e-6);
 
     args.sink = 2;
@@ -177,13 +219,13 @@ Test(integer_softmax, finish_gives_lse_bias_and_sink)
     cr_assert_eq(lse, 2);
     /* logits: 3 ln 2 + bias for the key, 2 for the sink */
     double key = exp(3 * HR_INTEGER_LN2 + 0.5), sink = exp(2);
-    float factor = hr_integer_finish(&args, 0, 3, one, 0.5);
+    float factor = hr_integer_finish(&args, 0, 3 * HR_INTEGER_OCTAVE, one, 0.5);
     cr_assert_float_eq(lse, log(key + sink), 1e-6);
     cr_assert_float_eq(255 * factor, key / (key + sink), 1e-6);
 
     args.sink = 0x1p127f; /* drowns the keys; 2^1000 stands for everything beyond */
-    cr_assert_eq(hr_integer_finish(&args, 0, 3, one, 0), 0);
+    cr_assert_eq(hr_integer_finish(&args, 0, 3 * HR_INTEGER_OCTAVE, one, 0), 0);
     cr_assert(isfinite(lse));
     args.sink = -0x1p127f;
-    cr_assert_eq(hr_integer_finish(&args, 0, 3, one, 0), 1 / 255.0f);
+    cr_assert_eq(hr_integer_finish(&args, 0, 3 * HR_INTEGER_OCTAVE, one, 0), 1 / 255.0f);
 }

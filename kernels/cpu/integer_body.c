@@ -28,7 +28,8 @@ typedef struct row_state {
 
 /* Step 1 for the keys of one tile; r is V's scale until then. */
 typedef struct tile_scales {
-    int32_t f, e, g;
+    int32_t f, e;
+    float h; /* H */
     bool even;
     float k[HR_INTEGER_TILE], u[HR_INTEGER_TILE], r[HR_INTEGER_TILE];
     int32_t sum[HR_INTEGER_TILE]; /* R_j */
@@ -111,9 +112,9 @@ static void prepare_tile(body *b, int32_t count)
         r_min = tile->r[j] < r_min ? tile->r[j] : r_min;
     }
     tile->even = r_max <= HR_INTEGER_EVEN * r_min;
-    tile->g = hr_integer_exponent(r_max);
+    tile->h = r_max;
     for (int32_t j = 0; j < count && tile->even; j++)
-        tile->sum[j] = hr_integer_round(tile->r[j] * hr_integer_sum_scale(r_max));
+        tile->sum[j] = hr_integer_round(tile->r[j] * (4096 / r_max));
 }
 
 static void load_tile(body *b, hr_integer_expand expand_k, hr_integer_expand expand_v)
@@ -221,10 +222,10 @@ static void update_row(body *b, int32_t index, int32_t lo, int32_t hi)
     float beta = hr_integer_exp2((largest - m) / HR_INTEGER_OCTAVE);
     float alpha_o = ldexpf(alpha, row->e - e);
     float beta_o = ldexpf(beta, tile->e - e - b->v_fraction);
-    float beta_l = ldexpf(beta, tile->g - 18);
+    float beta_l = beta * (tile->h * 0x1p-19f);
     if (!tile->even) {
         float sum_largest = sum_uneven(b, index, lo, hi, s);
-        beta_l = (float)HR_INTEGER_ONE * hr_integer_exp2((sum_largest - m) / HR_INTEGER_OCTAVE);
+        beta_l = 255 * hr_integer_exp2((sum_largest - m) / HR_INTEGER_OCTAVE);
     }
     for (int k = 0; k < HR_INTEGER_LANES; k++)
         row->l[k] = fmaf(s[k], beta_l, row->l[k] * alpha);

@@ -293,8 +293,8 @@ static void update_state(const task *t, passage *w, __m512 tile_m)
     const __m512 alpha = z[0], beta = z[1];
     _mm512_store_ps(w->alpha, alpha);
     /* What multiplies sums of weights, which are not wanted where the tile is not even. */
-    _mm512_store_ps(w->beta, _mm512_maskz_scalef_ps(t->tile.even ? 0xffff : 0, beta,
-                                                    _mm512_set1_ps((float)t->tile.sum)));
+    _mm512_store_ps(
+        w->beta, _mm512_maskz_mul_ps(t->tile.even ? 0xffff : 0, beta, _mm512_set1_ps(t->tile.sum)));
     _mm512_store_ps(w->alpha_o, _mm512_scalef_ps(alpha, _mm512_sub_ps(e, new_e)));
     /* A row that has seen no key yet has e = -1000; 0 for this tile's zeros, not inf. */
     _mm512_store_ps(w->beta_o, _mm512_maskz_scalef_ps(seen, beta, _mm512_sub_ps(tile_e, new_e)));

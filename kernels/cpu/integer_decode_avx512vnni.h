@@ -126,7 +126,7 @@ static void update_rows(decode_state *s, int32_t row)
                    _mm512_mul_ps(_mm512_sub_ps(tile_m, new_m), octave)};
     exp2_of(z, 2);
     _mm512_store_ps(s->alpha + row, z[0]);
-    _mm512_store_ps(s->beta + row, _mm512_scalef_ps(z[1], _mm512_set1_ps((float)s->exponents.sum)));
+    _mm512_store_ps(s->beta + row, _mm512_mul_ps(z[1], _mm512_set1_ps(s->exponents.sum)));
     _mm512_store_ps(s->alpha_o + row, _mm512_scalef_ps(z[0], _mm512_sub_ps(e, new_e)));
     /* A row that has seen no key has e = -1000: its factor for zeros must not be inf. */
     _mm512_store_ps(s->beta_o + row,

@@ -12,8 +12,8 @@
  *        F = floor(log2(max k_scale_j))      k_j = round22(k_scale_j * 2^-F)        in [0, 2)
  *        E = floor(log2(max v_scale_j))      w_j = max(v_scale_j * 2^-E, 2^-64)     in (0, 2)
  *        u_j = 24 * 1024 - 1024 log2(w_j), as hr_integer_log2     r_j = 1 / w_j
- *        G = floor(log2(max r_j))            R_j = r_j * 2^(11 - G) rounded to an integer
- *    The tile is even when max r_j <= 8 min r_j: R_j >= 256 is then good to 2^-9.
+ *        H = max r_j                         R_j = r_j * (4096 / H) rounded to an integer
+ *    The tile is even when H <= 8 min r_j: R_j >= 512 is then good to 2^-10.
  *    round22 rounds to 22 significant bits, so that 1.5 * 2^23 * k_j is exact (see 3).
  *    Scales in groups of channels: k_scale_j and v_scale_j are the largest of the token's groups,
  *    and the codes become fixed-point numbers with f fraction bits, an int16 (hr_integer_fraction):
@@ -27,13 +27,13 @@
  *    (none: the tile leaves the row alone)
  *        Y_ij = round16(y_ij)         N = min Y_ij
  *    where round16 rounds to the nearest even integer and stops at 0 and 65535. 64 octaves hold the
- *    keys that matter of nearly all rows; when they may not, because N < 1, N > 34821 or a >= 64,
+ *    keys that matter of nearly all rows; when they may not, because N < 1, N > 34820 or a >= 64,
  *        n = min y_ij                 Y_ij = round16(y_ij - n)         N = 0
  *    takes their place. M = 24576 - N or 24576 - n is what the tile is relative to.
  *    (float)S_ij * k_j = fma(1.5 * 2^23 + S_ij, k_j, -(1.5 * 2^23 * k_j)) bit for bit when
  *    |S_ij| < 2^22: a kernel may start its int32 accumulators at the bits of 1.5 * 2^23 and read
  *    them back as floats. Softcap and ALiBi: see integer_body.c.
- * 4. Weights. e_ij = hr_integer_weight(Y_ij - N), about 32635 * 2^((N - Y_ij) / 1024), an integer;
+ * 4. Weights. e_ij = hr_integer_weight(Y_ij - N), about 32640 * 2^((N - Y_ij) / 1024), an integer;
  *    0 from 16 octaves on, and so for every key that stopped at 65535.
  *        P_ij = (e_ij + 64) >> 7, at most 255
  *        s_k = sum of e_ij * R_j, exact in int32, over the keys of lane k (hr_integer_lane)
@@ -46,8 +46,8 @@
  * 6. Row state m (-inf), e (-1000), l_k (0) and O_c (0), in the units of its largest tile:
  *        m' = max(m, M)                      e' = max(e, E)
  *        alpha = 2^max((m - m') / 1024, -100)      beta = 2^max((M - m') / 1024, -100)
- *        l_k = fma((float)s_k, beta * 2^(G - 18), l_k * alpha)
- *        l_k = fma(s_k, ONE * 2^((24576 - n0 - m') / 1024), l_k * alpha)   where not even
+ *        l_k = fma((float)s_k, beta * (H * 2^-19), l_k * alpha)
+ *        l_k = fma(s_k, 255 * 2^((24576 - n0 - m') / 1024), l_k * alpha)   where not even
  *        O_c = fma((float)T_ic, beta * 2^(E - e' - f), O_c * (alpha * 2^(e - e')))
  *    P is relative to the tile's own maximum, not to the running one: later tiles keep 8 bits.
  * 7. l = the sum of the lanes as a tree: k + (k + 8), then + 4, + 2, + 1. hr_integer_finish gives
@@ -79,7 +79,7 @@ enum {
 #define HR_INTEGER_LN2 0.6931471805599453
 #define HR_INTEGER_OCTAVE 1024      /* units of a logit */
 #define HR_INTEGER_OFFSET 24576.0f  /* where y is for a logit of 0 */
-#define HR_INTEGER_MAX_LEAST 34821  /* 65535 - HR_INTEGER_TOP: larger N leave int16 */
+#define HR_INTEGER_MAX_LEAST 34820  /* 65535 - HR_INTEGER_TOP: larger N leave int16 */
 #define HR_INTEGER_MAX_DIRECT 64.0f /* a from which logits may leave int32 */
 #define HR_INTEGER_EVEN 8.0f        /* largest ratio of 1 / w in an even tile */
 #define HR_INTEGER_MAGIC 0x1.8p23f  /* adding it to |x| < 2^22 rounds x to an integer */
@@ -154,16 +154,15 @@ static inline float hr_integer_exp2(float z)
 }
 
 /*
- * The weight at a distance of d units from the tile's maximum, an integer: 128 ONE 2^(-d / 1024)
+ * The weight at a distance of d units from the tile's maximum, an integer: 32640 * 2^(-d / 1024)
  * within HR_INTEGER_WEIGHT_ERROR of itself and half a unit (Schraudolph 1999: the bits of a float
  * are nearly its logarithm). The bits of a binary16 number, read as an integer, are 1024 times its
  * logarithm to base 2 plus 15 * 1024, but for 1 + f - 2^f; hr_integer_bend takes that away, by the
  * first six bits of f. Only six bits, so that a table is one register; and a binary16 number,
  * because CPUs convert it to the integer in one step.
  */
-#define HR_INTEGER_TOP 30714              /* 1024 (15 + log2(128 ONE)): P = 255 */
-#define HR_INTEGER_ONE 254.96238773947027 /* 2^(TOP / 1024 - 22) */
-#define HR_INTEGER_WEIGHT_ERROR 2.4e-3    /* .0007 on average */
+#define HR_INTEGER_TOP 30715           /* what makes 32640, P = 255, of a distance of 0 */
+#define HR_INTEGER_WEIGHT_ERROR 2.9e-3 /* .0009 on average */
 
 /* About 1024 (1 + f - 2^f) on [i / 64, (i + 1) / 64): the integers with the least mean square. */
 static const uint8_t hr_integer_bend[64] = {
@@ -285,12 +284,6 @@ static inline float hr_integer_token_scale(const hr_kernel_operand *operand, int
     }
 }
 
-/* The scale that R_j has: 2^(11 - G), G = floor(log2(largest)). */
-static inline float hr_integer_sum_scale(float largest)
-{
-    return hr_integer_power(11 - ((int32_t)(hr_integer_bits(largest) >> 23) - 127));
-}
-
 /* The factor c_i of step 2; natural units, so without log2(e), when logits are capped. */
 static inline double hr_integer_row_factor(const hr_kernel_args *args, int32_t row)
 {
@@ -320,16 +313,16 @@ static inline float hr_integer_finish(const hr_kernel_args *args, int32_t row, f
         for (int k = 0; k < half; k++)
             sum[k] += sum[k + half];
 
-    /* In units of 2^octaves / ONE; the rows' own maximum is what P = 255 stands for. */
+    /* In units of 2^octaves / 255. */
     double total = sum[0], lse = -INFINITY, octaves = (double)m / HR_INTEGER_OCTAVE;
     if (args->sink > -INFINITY) {
         double sink = ((double)args->sink - bias) * HR_INTEGER_LOG2E - octaves;
         if (total > 0)
-            total += HR_INTEGER_ONE * exp2(fmin(sink, 1000));
+            total += 255 * exp2(fmin(sink, 1000));
         else
             lse = args->sink;
     }
-    if (total > 0) lse = HR_INTEGER_LN2 * (octaves + log2(total / HR_INTEGER_ONE)) + bias;
+    if (total > 0) lse = HR_INTEGER_LN2 * (octaves + log2(total / 255)) + bias;
     if (args->lse) args->lse[row * args->lse_stride] = (float)lse;
     return total > 0 ? (float)(1 / total) : 0.0f;
 }

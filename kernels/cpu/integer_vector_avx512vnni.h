@@ -55,9 +55,10 @@ typedef struct tile_columns {
     int16_t sum[HR_MICRO_COLUMNS];
 } tile_columns;
 
-/* F and E of a tile, the exponent of what a row's sum is multiplied with, and the kind of sum. */
+/* F and E of a tile, what a row's sum is multiplied with, H * 2^-19, and the kind of sum. */
 typedef struct tile_exponents {
-    int32_t f, e, sum;
+    int32_t f, e;
+    float sum;
     bool even;
 } tile_exponents;
 
@@ -163,8 +164,8 @@ static inline tile_exponents scale_columns(const float k_scale[HR_INTEGER_TILE],
     }
     const float r_max = _mm512_reduce_max_ps(largest), r_min = _mm512_reduce_min_ps(least);
     tile.even = r_max <= HR_INTEGER_EVEN * r_min;
-    tile.sum = hr_integer_exponent(r_max) - 18;
-    const __m512 unit = _mm512_set1_ps(hr_integer_sum_scale(r_max));
+    tile.sum = r_max * 0x1p-19f;
+    const __m512 unit = _mm512_set1_ps(4096 / r_max);
     for (int32_t j = 0; j < HR_INTEGER_TILE; j += 32) {
         tile_columns *c = &columns[j / HR_MICRO_COLUMNS];
         const int32_t at = j % HR_MICRO_COLUMNS;
@@ -193,8 +194,8 @@ INLINE __m512 sum_uneven(const float *x, int32_t begin, int32_t end, float m, __
         exp2_of(&e, 1);
         sum = _mm512_mask_add_ps(sum, seen, sum, e);
     }
-    *factor = _mm512_set1_ps((float)HR_INTEGER_ONE *
-                             hr_integer_exp2((HR_INTEGER_OFFSET - n0 - m) / HR_INTEGER_OCTAVE));
+    *factor =
+        _mm512_set1_ps(255 * hr_integer_exp2((HR_INTEGER_OFFSET - n0 - m) / HR_INTEGER_OCTAVE));
     return sum;
 }
 
