@@ -67,7 +67,8 @@ static inline logit_rule rule_of(const float_decode *s, int32_t row)
     return rule;
 }
 
-/* Logits and the largest of them, one row; rows that see nothing of the tile have -inf. */
+/* Logits and the largest of them, one row, which may be left to be multiplied by a positive factor;
+ * rows that see nothing of the tile have -inf. */
 static inline void make_logits(float_decode *s, int32_t row)
 {
     const int32_t columns = (s->end - s->from + 15) / 16 * 16;
@@ -75,14 +76,18 @@ static inline void make_logits(float_decode *s, int32_t row)
     lo = lo > 0 ? lo : 0;
     hi = hi < columns ? hi : columns;
     s->largest[row] = -INFINITY;
+    s->scale[row] = 1;
     if (lo >= hi) {
         lo = hi = columns;
         mask_and_maximum(s->x[row] + s->from, columns, lo, hi);
         return;
     }
     const logit_rule rule = rule_of(s, row);
-    apply_rule(s->x[row] + s->from, columns, &rule);
-    s->largest[row] = mask_and_maximum(s->x[row] + s->from, columns, lo, hi);
+    if (rule.scale > 0 && !rule.column_scale && rule.softcap == 0 && rule.alibi_slope == 0)
+        s->scale[row] = rule.scale;
+    else
+        apply_rule(s->x[row] + s->from, columns, &rule);
+    s->largest[row] = s->scale[row] * mask_and_maximum(s->x[row] + s->from, columns, lo, hi);
 }
 
 /*
@@ -104,12 +109,13 @@ static inline void join_maxima(float_decode *s, int32_t row)
 /* Logits -> weights of one row, and their sum before they are rounded. */
 static inline void make_weights(float_decode *s, int32_t row)
 {
-    const vec reference = vec_max(vec_set(-0x1p127f), vec_set(s->largest[row]));
+    const vec minus = vec_sub(vec_set(0), vec_max(vec_set(-0x1p127f), vec_set(s->largest[row])));
+    const vec scale = vec_set(s->scale[row]);
     vec sum[2] = {vec_set(0), vec_set(0)};
     for (int32_t j = s->from; j < s->end; j += 32)
         for (int i = 0; i < 2; i++) {
             float *x = s->x[row] + j + 16 * i;
-            vec p = vec_exp2_times(vec_sub(vec_load(x), reference), PEAK_WEIGHT);
+            vec p = vec_exp2_times(vec_fma(vec_load(x), scale, minus), PEAK_WEIGHT);
             /* The second half may lie past the end, where nothing was written in this tile. */
             if (j + 16 * i >= s->end) p = vec_set(0);
             sum[i] = vec_add(sum[i], p);

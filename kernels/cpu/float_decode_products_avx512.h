@@ -17,8 +17,9 @@ enum { MAX_VECTORS = MAX_CHANNELS / OUTPUTS };
 
 typedef struct float_decode {
     ALIGNED float x[DECODE_ROWS][X_STRIDE]; /* S, logits, weights in turn */
-    ALIGNED float max[DECODE_ROWS], sum[DECODE_ROWS], largest[DECODE_ROWS], total[DECODE_ROWS];
+    ALIGNED float max[DECODE_ROWS], sum[DECODE_ROWS], largest[DECODE_ROWS];
     ALIGNED float alpha[DECODE_ROWS], beta[DECODE_ROWS];
+    float scale[DECODE_ROWS]; /* what x is still to be multiplied by */
     ALIGNED float column_scale[DECODE_TILE];
     ALIGNED wide_vec k_block[KEY_STEP / 4][MAX_CHANNELS * 4 / OUTPUTS];
     ALIGNED wide_vec v_block[VALUE_STEP][MAX_VECTORS];
