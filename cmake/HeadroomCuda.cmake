@@ -49,6 +49,8 @@ if(HEADROOM_CUDA_SOURCES)
   target_compile_options(headroom_cuda_objects PRIVATE
     $<$<COMPILE_LANGUAGE:C>:-Wall -Wextra -Wshadow $<$<BOOL:${HEADROOM_WERROR}>:-Werror>>
     $<$<COMPILE_LANGUAGE:CUDA>:
+      # Hopper's kernels are planned to the last register: one that spills fails the build.
+      -Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error
       -Xcompiler=-Wall,-Wextra
       -Xcompiler=-fno-exceptions,-fno-rtti # the library stays a C library, without libstdc++
       $<$<BOOL:${HEADROOM_WERROR}>:-Werror=all-warnings -Xcompiler=-Werror>>)

@@ -11,15 +11,11 @@
 namespace attention_sm90
 {
 
-/* A place in a ring: the stage, and the parity of its full barrier's phase. */
-struct Slot {
-    int stage = 0;
-    uint32_t parity = 0;
-    template <int STAGES> HR_DEVICE void advance()
-    {
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-        parity ^= stage == 0;
-    }
+/* A place in a ring of STAGES: the stage, and the parity of its full barrier's phase. */
+template <int STAGES> struct Slot {
+    uint32_t count = 0; /* of tiles before it */
+    HR_DEVICE uint32_t stage() const { return count % STAGES; }
+    HR_DEVICE uint32_t parity() const { return count / STAGES & 1; }
 };
 
 /* Maps of q and k: [head][token][channel]; of v: [head][tile][channel][token of the tile]. */
@@ -28,7 +24,7 @@ HR_DEVICE void produce(const CUtensorMap &q_map, const CUtensorMap &k_map, const
                        const hr_sm90_args &args, Order order, uint32_t base)
 {
     using namespace hopper;
-    Slot slot;
+    Slot<T::STAGES> slot;
     uint32_t q_parity = 0;
     Work work;
     for (int index = blockIdx.x; index < order.blocks * order.units; index += gridDim.x) {
@@ -47,30 +43,30 @@ HR_DEVICE void produce(const CUtensorMap &q_map, const CUtensorMap &k_map, const
         const int first_tile = args.kv_tile_offset[work.sequence];
         for (int tile = work.tile_end - 1; tile >= work.tile_begin; tile--) {
             const int v_tile = first_tile + tile * T::KV / HR_SM90_TILE_KV;
-            const uint32_t k_full = base + T::K_FULL + 8 * slot.stage;
-            mbarrier_wait(base + T::K_EMPTY + 8 * slot.stage, slot.parity ^ 1);
+            const uint32_t k_full = base + T::K_FULL + 8 * slot.stage();
+            mbarrier_wait(base + T::K_EMPTY + 8 * slot.stage(), slot.parity() ^ 1);
             mbarrier_arrive_expect_tx(k_full, T::K.bytes() + T::SCALE_BYTES);
             for (int chunk = 0; chunk < T::K.chunks(); chunk++)
-                tma_load_3d(base + T::K_AT + slot.stage * T::K.bytes() +
+                tma_load_3d(base + T::K_AT + slot.stage() * T::K.bytes() +
                                 chunk * T::KV * T::K.width(),
                             &k_map, k_full, chunk * T::K.width() / T::ELEMENT,
                             work.first_kv + tile * T::KV, work.kv_head);
             if constexpr (T::TOKEN_SCALES)
-                bulk_load(base + T::SCALES_AT + slot.stage * T::SCALE_BYTES,
+                bulk_load(base + T::SCALES_AT + slot.stage() * T::SCALE_BYTES,
                           args.tile_scale + ((int64_t)work.kv_head * args.kv_tiles + v_tile) *
                                                 HR_SM90_TILE_SCALES,
                           T::SCALE_BYTES, k_full);
 
-            const uint32_t v_full = base + T::V_FULL + 8 * slot.stage;
-            mbarrier_wait(base + T::V_EMPTY + 8 * slot.stage, slot.parity ^ 1);
+            const uint32_t v_full = base + T::V_FULL + 8 * slot.stage();
+            mbarrier_wait(base + T::V_EMPTY + 8 * slot.stage(), slot.parity() ^ 1);
             mbarrier_arrive_expect_tx(v_full, T::V.bytes());
             for (int chunk = 0; chunk < T::V.chunks(); chunk++)
-                tma_load_4d(base + T::V_AT + slot.stage * T::V.bytes() +
+                tma_load_4d(base + T::V_AT + slot.stage() * T::V.bytes() +
                                 chunk * T::V.rows * T::V.width(),
                             &v_map, v_full,
                             tile * T::KV % HR_SM90_TILE_KV + chunk * T::V.width() / T::ELEMENT, 0,
                             v_tile, work.kv_head);
-            slot.advance<T::STAGES>();
+            slot.count++;
         }
     }
 }

@@ -19,39 +19,58 @@
 namespace attention_sm90
 {
 
-/* Descriptor of an operand's rows from `row` on, k starting at byte `k` of them. */
+/*
+ * Descriptor of an operand's rows from `row` on, k starting at byte `k` of them: the tile's own
+ * plus a constant, so that all of a tile's are one register apart from an immediate.
+ */
 HR_DEVICE uint64_t operand(uint32_t tile, Area area, int row, int k)
 {
-    const uint32_t chunk = tile + k / area.width() * area.rows * area.width();
-    return hopper::matrix_descriptor(chunk + row * area.width() + k % area.width(), area.swizzle());
+    const int offset =
+        k / area.width() * area.rows * area.width() + row * area.width() + k % area.width();
+    return hopper::matrix_descriptor(tile, area.swizzle()) + (uint64_t)(offset / 16);
 }
 
 /*
- * A consumer thread. What it carries through the main loop is kept small, because S, P, R and O
- * leave about 30 registers: the rest is found again from the item's index where it is needed.
+ * A consumer thread. S, P, R and O leave about 30 registers, so what the main loop needs once a
+ * tile is parked in shared memory, and the rest is found again from the item's index.
  */
 template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
-    using T = Tile<RECIPE, D>;
+    using T = Tile<RECIPE, D, SOFTCAP>;
     using Op = Operands<RECIPE>;
+    using Scores = Registers<typename Op::Score, T::KV / 2>;
+    using Slot = attention_sm90::Slot<T::STAGES>;
     static constexpr int STEPS = T::KV / Op::STEP;
+    static constexpr bool OWN_MAXIMUM = RECIPE == Recipe::int8;
     static constexpr uint32_t TURN = 1; /* named barriers: TURN + consumer lets it issue */
     static_assert(Op::STEP * T::ELEMENT == 32, "an instruction takes 32 bytes of k");
 
+    /* 16 bytes each, of this thread alone. */
+    enum Parked {
+        LIMITS,    /* int4: lo and hi of both rows */
+        FACTORS,   /* float4: scale and bias of both rows, with softcap */
+        BOUNDS,    /* int4: tile_begin, full_begin, full_end, where to go on after the item */
+        TILE,      /* int8, float4: the last tile's maxima and sums */
+        STATISTICS /* int8, float4: m and l of both rows */
+    };
+
     const hr_sm90_args &args;
-    int tile, tile_begin, full_begin, full_end; /* see Work; tile is the next one */
-    Slot slot;                                  /* where its K is, or the K of the last one */
+    const int consumer;
+    int tile;  /* the next one */
+    Slot slot; /* where its K is, or the K of the last one */
     Rows rows;
 
-    HR_DEVICE explicit Consumer(const hr_sm90_args &arguments) : args(arguments) {}
+    HR_DEVICE Consumer(const hr_sm90_args &arguments, int number)
+        : args(arguments), consumer(number)
+    {
+    }
 
     static HR_DEVICE uint32_t base() { return hopper::shared_base(); }
-    static HR_DEVICE int consumer() { return threadIdx.x / 128 - 1; }
     static HR_DEVICE int quad_lane() { return threadIdx.x % 4; }
     /* This thread's first row in the item. */
     static HR_DEVICE int row() { return threadIdx.x / 32 * 16 - 64 + threadIdx.x % 32 / 4; }
-    static HR_DEVICE uint32_t limits_at()
+    static HR_DEVICE uint32_t parked(Parked what)
     {
-        return base() + T::LIMITS_AT + 16 * (threadIdx.x - 128);
+        return base() + T::PARKED_AT + what * T::PARKED_BYTES + 16 * (threadIdx.x - 128);
     }
 
     /* This warp is done with what the empty barrier guards. */
@@ -61,21 +80,18 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         if (threadIdx.x % 32 == 0) hopper::mbarrier_arrive(empty);
     }
 
-    static HR_DEVICE void take_turn()
+    HR_DEVICE void take_turn() { hopper::named_barrier_sync(TURN + consumer, 128 * CONSUMERS); }
+    HR_DEVICE void give_turn()
     {
-        hopper::named_barrier_sync(TURN + consumer(), 128 * CONSUMERS);
-    }
-    static HR_DEVICE void give_turn()
-    {
-        hopper::named_barrier_arrive(TURN + (consumer() + 1) % CONSUMERS, 128 * CONSUMERS);
+        hopper::named_barrier_arrive(TURN + (consumer + 1) % CONSUMERS, 128 * CONSUMERS);
     }
 
     /* Issues S = Q K^T, once K is there. */
-    static HR_DEVICE void issue_scores(Registers<typename Op::Score, T::KV / 2> &s, Slot k_slot)
+    HR_DEVICE void issue_scores(Scores &s)
     {
-        const uint32_t q_at = base() + T::Q_AT + consumer() * T::Q.bytes();
-        const uint32_t k_at = base() + T::K_AT + k_slot.stage * T::K.bytes();
-        hopper::mbarrier_wait(base() + T::K_FULL + 8 * k_slot.stage, k_slot.parity);
+        const uint32_t q_at = base() + T::Q_AT + consumer * T::Q.bytes();
+        const uint32_t k_at = base() + T::K_AT + slot.stage() * T::K.bytes();
+        hopper::mbarrier_wait(base() + T::K_FULL + 8 * slot.stage(), slot.parity());
         if constexpr (Op::PRELOAD_SCORES) preload_magic(s);
         hopper::wgmma_fence(s);
 #pragma unroll
@@ -90,8 +106,8 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
     static HR_DEVICE void issue_product(Registers<typename Op::Product, N> &r,
                                         Registers<uint32_t, 4> (&p)[STEPS], Slot v, int column)
     {
-        const uint32_t v_at = base() + T::V_AT + v.stage * T::V.bytes();
-        hopper::mbarrier_wait(base() + T::V_FULL + 8 * v.stage, v.parity);
+        const uint32_t v_at = base() + T::V_AT + v.stage() * T::V.bytes();
+        hopper::mbarrier_wait(base() + T::V_FULL + 8 * v.stage(), v.parity());
         if constexpr (Op::PRELOAD_PRODUCT) preload_magic(r);
         hopper::wgmma_fence(r, p);
 #pragma unroll
@@ -102,69 +118,103 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
     }
 
     /* Masks S of `tile` and makes it P, not yet packed. The tile's K is free then. */
-    HR_DEVICE void make_weights(Registers<typename Op::Score, T::KV / 2> &s, TileRows &own)
+    HR_DEVICE float4 make_weights(Scores &s)
     {
-        const uint32_t scales = base() + T::SCALES_AT + slot.stage * T::SCALE_BYTES;
+        const uint32_t scales = base() + T::SCALES_AT + slot.stage() * T::SCALE_BYTES;
         const float cap = args.softcap * LOG2_E;
-        if (tile < full_begin || tile >= full_end)
-            mask_scores(s, hopper::load_shared<int4>(limits_at()), tile * T::KV + 2 * quad_lane());
-        if constexpr (RECIPE == Recipe::int8)
-            softmax_tile<SOFTCAP>(s, scales + 32 * quad_lane(), cap, rows, own);
+        float4 own = {};
+        if constexpr (SOFTCAP) {
+            const float4 factors = hopper::load_shared<float4>(parked(FACTORS));
+            rows.scale[0] = factors.x, rows.scale[1] = factors.y;
+            rows.bias[0] = factors.z, rows.bias[1] = factors.w;
+        }
+        const int4 limit = bounds();
+        if (tile < limit.y || tile >= limit.z)
+            mask_scores(s, hopper::load_shared<int4>(parked(LIMITS)),
+                        tile * T::KV + 2 * quad_lane());
+        if constexpr (OWN_MAXIMUM)
+            own = softmax_tile<SOFTCAP>(s, scales + 32 * quad_lane(), cap, rows);
         else
             softmax_running<SOFTCAP, T::TOKEN_SCALES>(
                 s, scales + 32 * quad_lane(), cap, RECIPE == Recipe::bf16 ? 0.0f : LOG2_448, rows);
-        release(base() + T::K_EMPTY + 8 * slot.stage);
+        /*
+         * ptxas knows no reason to compute P before the wait for P V that follows, and would rather
+         * wait first. It keeps an arrival before the wait, so the arrival is made to depend on the
+         * sums, which are never negative.
+         */
+        const float sum = OWN_MAXIMUM ? own.z + own.w : rows.l[0] + rows.l[1];
+        release(base() + T::K_EMPTY + 8 * slot.stage() + (sum < 0 ? 8 : 0));
         tile--;
+        return own;
+    }
+
+    /* int8: the parked tile joins the parked statistics; says how its product joins O. */
+    static HR_DEVICE void join(float (&alpha)[2], float (&beta)[2])
+    {
+        const float4 own = hopper::load_shared<float4>(parked(TILE));
+        float4 all = hopper::load_shared<float4>(parked(STATISTICS));
+        join_tile(own.x, own.z, all.x, all.z, alpha[0], beta[0]);
+        join_tile(own.y, own.w, all.y, all.w, alpha[1], beta[1]);
+        hopper::store_shared(parked(STATISTICS), all);
+    }
+
+    HR_DEVICE int4 bounds() const
+    {
+        return hopper::load_shared<int4>(parked(BOUNDS));
     }
 
     /* While softmax(n - 1) runs, so does R = P(n) V. BF16 accumulates in O itself. */
     HR_DEVICE void run_overlapped(Registers<float, D / 2> &o)
     {
         using namespace hopper;
-        Registers<typename Op::Score, T::KV / 2> s;
+        Scores s;
         Registers<typename Op::Product, Op::PROMOTE ? D / 2 : 2> r;
         Registers<uint32_t, 4> p[STEPS];
-        TileRows own;
-        issue_scores(s, slot);
+        issue_scores(s);
         wgmma_wait<0>(s);
-        make_weights(s, own);
-        if constexpr (RECIPE == Recipe::int8) join_tile(own, rows);
+        const float4 first = make_weights(s);
+        if (OWN_MAXIMUM) store_shared(parked(TILE), first);
         Op::pack(s, p);
-        while (tile >= tile_begin) {
+        while (tile >= bounds().x) {
             const Slot v = slot;
-            slot.advance<T::STAGES>();
+            slot.count++;
             take_turn();
-            issue_scores(s, slot);
+            issue_scores(s);
             if constexpr (Op::PROMOTE)
                 issue_product(r, p, v, 0);
             else
                 issue_product(o, p, v, 0);
             give_turn();
             wgmma_wait<1>(s);
-            const float alpha[2] = {rows.alpha[0], rows.alpha[1]};
-            make_weights(s, own);
+            float alpha[2] = {rows.alpha[0], rows.alpha[1]}, beta[2] = {};
+            const float4 own = make_weights(s);
             if constexpr (Op::PROMOTE)
                 wgmma_wait<0>(r);
             else
                 wgmma_wait<0>(o);
-            release(base() + T::V_EMPTY + 8 * v.stage);
+            release(base() + T::V_EMPTY + 8 * v.stage());
             Op::pack(s, p);
+            if (OWN_MAXIMUM) {
+                join(alpha, beta);
+                store_shared(parked(TILE), own);
+            }
             if constexpr (Op::PROMOTE)
-                add_product(o, r, 0, alpha, rows.beta);
+                add_product(o, r, 0, alpha, beta);
             else
                 scale_output(o);
-            if constexpr (RECIPE == Recipe::int8) join_tile(own, rows);
         }
         release(base() + T::Q_EMPTY);
         if constexpr (Op::PROMOTE) {
             issue_product(r, p, slot, 0);
+            float beta[2] = {};
+            if (OWN_MAXIMUM) join(rows.alpha, beta);
             wgmma_wait<0>(r);
-            add_product(o, r, 0, rows.alpha, rows.beta);
+            add_product(o, r, 0, rows.alpha, beta);
         } else {
             issue_product(o, p, slot, 0);
             wgmma_wait<0>(o);
         }
-        release(base() + T::V_EMPTY + 8 * slot.stage);
+        release(base() + T::V_EMPTY + 8 * slot.stage());
     }
 
     HR_DEVICE void scale_output(Registers<float, D / 2> &o)
@@ -174,49 +224,47 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
             o[i] *= rows.alpha[half_of(i)];
     }
 
-    /* O + R = P V by groups of columns: one group is added to O while the next is computed. */
+    /* O + R = P V by groups of columns. */
     HR_DEVICE void add_products(Registers<float, D / 2> &o, Registers<uint32_t, 4> (&p)[STEPS])
     {
-        using namespace hopper;
-        constexpr int GROUPS = D / T::COLUMNS, LAST = GROUPS - 1;
-        Registers<typename Op::Product, T::COLUMNS / 2> r[2];
-        issue_product(r[0], p, slot, 0);
+        float beta[2] = {};
+        if (OWN_MAXIMUM) join(rows.alpha, beta);
 #pragma unroll
-        for (int group = 1; group < GROUPS; group++) {
-            issue_product(r[group % 2], p, slot, group * T::COLUMNS);
-            wgmma_wait<1>(r[(group + 1) % 2]);
-            add_product(o, r[(group + 1) % 2], (group - 1) * T::COLUMNS, rows.alpha, rows.beta);
+        for (int column = 0; column < D; column += T::COLUMNS) {
+            Registers<typename Op::Product, T::COLUMNS / 2> r;
+            issue_product(r, p, slot, column);
+            hopper::wgmma_wait<0>(r);
+            add_product(o, r, column, rows.alpha, beta);
         }
-        wgmma_wait<0>(r[LAST % 2]);
-        release(base() + T::V_EMPTY + 8 * slot.stage);
-        add_product(o, r[LAST % 2], LAST * T::COLUMNS, rows.alpha, rows.beta);
+        release(base() + T::V_EMPTY + 8 * slot.stage());
+    }
+
+    /* S of `tile` to P. */
+    HR_DEVICE void weigh(Scores &s, Registers<uint32_t, 4> (&p)[STEPS])
+    {
+        hopper::wgmma_wait<0>(s);
+        const float4 own = make_weights(s);
+        if (OWN_MAXIMUM) hopper::store_shared(parked(TILE), own);
+        Op::pack(s, p);
     }
 
     /* Where the registers do not hold S and R at once: only the other consumer overlaps. */
     HR_DEVICE void run_serial(Registers<float, D / 2> &o)
     {
-        using namespace hopper;
         Registers<uint32_t, 4> p[STEPS];
-        const auto weigh = [&](auto &s) {
-            TileRows own;
-            wgmma_wait<0>(s);
-            make_weights(s, own);
-            if constexpr (RECIPE == Recipe::int8) join_tile(own, rows);
-            Op::pack(s, p);
-        };
         {
-            Registers<typename Op::Score, T::KV / 2> s;
-            issue_scores(s, slot);
-            weigh(s);
+            Scores s;
+            issue_scores(s);
+            weigh(s, p);
         }
-        while (tile >= tile_begin) {
+        while (tile >= bounds().x) {
             take_turn();
             add_products(o, p);
-            slot.advance<T::STAGES>();
-            Registers<typename Op::Score, T::KV / 2> s;
-            issue_scores(s, slot);
+            slot.count++;
+            Scores s;
+            issue_scores(s);
             give_turn();
-            weigh(s);
+            weigh(s, p);
         }
         release(base() + T::Q_EMPTY);
         add_products(o, p);
@@ -254,25 +302,32 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         }
     }
 
-    /* What the main loop needs of an item. False: it has no keys. */
-    HR_DEVICE bool start(const Work &work)
+    /* Parks what the main loop needs of an item. False: it has no keys. */
+    HR_DEVICE bool start(const Work &work, int index, uint32_t q_parity)
     {
+        const bool any_keys = work.tile_begin < work.tile_end;
+        const int resume = index << 1 | (int)(q_parity ^ (any_keys ? 1 : 0));
         int4 limits;
         row_range(args, work, work.row + row(), &limits.x, &limits.y);
         row_range(args, work, work.row + row() + 8, &limits.z, &limits.w);
-        hopper::store_shared(limits_at(), limits);
+        hopper::store_shared(parked(LIMITS), limits);
+        hopper::store_shared(parked(BOUNDS),
+                             make_int4(work.tile_begin, work.full_begin, work.full_end, resume));
         start_rows<SOFTCAP>(args, work, row(), rows);
+        if (SOFTCAP)
+            hopper::store_shared(parked(FACTORS), make_float4(rows.scale[0], rows.scale[1],
+                                                              rows.bias[0], rows.bias[1]));
+        if (OWN_MAXIMUM)
+            hopper::store_shared(parked(STATISTICS),
+                                 make_float4(rows.m[0], rows.m[1], rows.l[0], rows.l[1]));
         tile = work.tile_end - 1;
-        tile_begin = work.tile_begin;
-        full_begin = work.full_begin;
-        full_end = work.full_end;
-        return tile >= tile_begin;
+        return any_keys;
     }
 
     HR_DEVICE void run(Order order)
     {
         uint32_t q_parity = 0;
-        if (consumer() == CONSUMERS - 1) give_turn(); /* the first turn is consumer 0's */
+        if (consumer == CONSUMERS - 1) give_turn(); /* the first turn is consumer 0's */
         for (int index = blockIdx.x; index < order.blocks * order.units; index += gridDim.x) {
             Work work;
             if (!find_work<T::KV>(args, order, index, work)) continue;
@@ -280,16 +335,22 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
 #pragma unroll
             for (int i = 0; i < D / 2; i++)
                 o[i] = 0;
-            if (start(work)) {
+            if (start(work, index, q_parity)) {
                 hopper::mbarrier_wait(base() + T::Q_FULL, q_parity);
-                q_parity ^= 1;
                 if constexpr (T::OVERLAP)
                     run_overlapped(o);
                 else
                     run_serial(o);
-                slot.advance<T::STAGES>();
+                slot.count++;
             }
+            const int resume = bounds().w; /* parked over the main loop */
+            index = resume >> 1;
+            q_parity = resume & 1;
             find_work<T::KV>(args, order, index, work); /* again, not kept */
+            if (OWN_MAXIMUM) {
+                const float4 all = hopper::load_shared<float4>(parked(STATISTICS));
+                rows.m[0] = all.x, rows.m[1] = all.y, rows.l[0] = all.z, rows.l[1] = all.w;
+            }
             store(work, o);
         }
     }
@@ -303,7 +364,7 @@ __global__ void __launch_bounds__(THREADS, 1)
                      const __grid_constant__ hr_sm90_args args, const __grid_constant__ Order order)
 {
     using namespace hopper;
-    using T = Tile<RECIPE, D>;
+    using T = Tile<RECIPE, D, SOFTCAP>;
     const uint32_t base = shared_base();
     if (threadIdx.x == 0) {
         mbarrier_init(base + T::Q_FULL, 1);
@@ -323,7 +384,9 @@ __global__ void __launch_bounds__(THREADS, 1)
         if (threadIdx.x == 0) produce<T>(q_map, k_map, v_map, args, order, base);
     } else {
         setmaxnreg_inc<CONSUMER_REGISTERS>();
-        Consumer<RECIPE, D, SOFTCAP>(args).run(order);
+        /* Equal in a warp, which lets the compiler keep it in a uniform register. */
+        const int consumer = __shfl_sync(0xFFFFFFFFu, warpgroup, 0) - 1;
+        Consumer<RECIPE, D, SOFTCAP>(args, consumer).run(order);
     }
 }
 
@@ -350,7 +413,7 @@ inline cudaError_t map_values(CUtensorMap *map, const hr_sm90_args &args, Area a
 
 template <Recipe RECIPE, int D, bool SOFTCAP> cudaError_t launch_tile(const hr_sm90_args &args)
 {
-    using T = Tile<RECIPE, D>;
+    using T = Tile<RECIPE, D, SOFTCAP>;
     const Order order = order_work(args, T::ELEMENT);
     const int items = order.blocks * order.units;
     if (items == 0) return cudaSuccess;

@@ -32,12 +32,6 @@ struct Rows {
     float m[2];     /* running maximum of x, or of x' */
     float l[2];     /* this thread's part of the sum */
     float alpha[2]; /* what the last tile multiplies O by before its product is added */
-    float beta[2];  /* int8: what one unit of the product counts */
-};
-
-/* A tile's own maximum and sum, on their way into Rows. */
-struct TileRows {
-    float top[2], sum[2];
 };
 
 template <bool SOFTCAP>
@@ -107,17 +101,18 @@ HR_DEVICE float finite_reference(float m)
 
 /*
  * int8: makes S, masked, MAGIC + P, with P relative to the tile's maximum. `scales` is the tile's
- * scales in shared memory, from this thread's first pair of keys on. Does not touch m, l, alpha and
- * beta, which the product of the tile before still needs: join_tile does.
+ * scales in shared memory, from this thread's first pair of keys on. Returns the maxima of both
+ * rows and their sums, for join_tile.
  */
 template <bool SOFTCAP, int N>
-HR_DEVICE void softmax_tile(Registers<int32_t, N> &s, uint32_t scales, float cap, const Rows &rows,
-                            TileRows &tile)
+HR_DEVICE float4 softmax_tile(Registers<int32_t, N> &s, uint32_t scales, float cap,
+                              const Rows &rows)
 {
     using namespace hopper;
     float top[2] = {MINUS_INFINITY, MINUS_INFINITY};
 #pragma unroll
     for (int j = 0; j < N / 4; j++) {
+        if (j % 8 == 0) __syncwarp(); /* loads of scales stay behind it: or registers spill */
         const float4 k = load_shared<float4>(scales + 128 * j);
         const float2 v = load_shared<float2>(scales + 128 * j + 16);
 #pragma unroll
@@ -141,6 +136,7 @@ HR_DEVICE void softmax_tile(Registers<int32_t, N> &s, uint32_t scales, float cap
     }
 #pragma unroll
     for (int j = 0; j < N / 4; j++) {
+        if (j % 8 == 0) __syncwarp(); /* the same */
         const float2 inverse = load_shared<float2>(scales + 128 * j + 24);
 #pragma unroll
         for (int i = 4 * j; i < 4 * j + 4; i++) {
@@ -150,26 +146,21 @@ HR_DEVICE void softmax_tile(Registers<int32_t, N> &s, uint32_t scales, float cap
             set_float(s[i], __fmaf_rn(p, 255.0f, HR_SM90_MAGIC));
         }
     }
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        tile.top[h] = top[h];
-        tile.sum[h] = sum[h];
-    }
+    return make_float4(top[0], top[1], sum[0], sum[1]);
 }
 
-/* The second half of softmax_tile, when O holds all tiles before. */
-HR_DEVICE void join_tile(const TileRows &tile, Rows &rows)
+/*
+ * One row's tile joins m and l. alpha is what O is multiplied by; beta, what one unit of the tile's
+ * product counts, has 22 bits, for add_product.
+ */
+HR_DEVICE void join_tile(float top, float sum, float &m, float &l, float &alpha, float &beta)
 {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const float m = fmaxf(rows.m[h], tile.top[h]), finite = finite_reference(m);
-        rows.alpha[h] = hopper::ex2(rows.m[h] - finite);
-        const float factor = hopper::ex2(tile.top[h] - finite);
-        rows.m[h] = m;
-        rows.l[h] = __fmaf_rn(rows.l[h], rows.alpha[h], tile.sum[h] * factor);
-        /* 22 bits, for add_product. */
-        rows.beta[h] = __uint_as_float((__float_as_uint(factor * (1.0f / 255)) + 2) & ~UINT32_C(3));
-    }
+    const float joined = fmaxf(m, top), finite = finite_reference(joined);
+    const float factor = hopper::ex2(top - finite);
+    alpha = hopper::ex2(m - finite);
+    beta = __uint_as_float((__float_as_uint(factor * (1.0f / 255)) + 2) & ~UINT32_C(3));
+    m = joined;
+    l = __fmaf_rn(l, alpha, sum * factor);
 }
 
 /*
@@ -185,6 +176,7 @@ HR_DEVICE void softmax_running(Registers<S, N> &s, uint32_t scales, float cap, f
 #pragma unroll
     for (int j = 0; j < N / 4; j++) {
         float4 k = {};
+        if (TOKEN && j % 8 == 0) __syncwarp(); /* the same */
         if (TOKEN) k = load_shared<float4>(scales + 128 * j);
 #pragma unroll
         for (int i = 4 * j; i < 4 * j + 4; i++) {

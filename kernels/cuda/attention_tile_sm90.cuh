@@ -4,7 +4,7 @@
  *
  *     block    producer warpgroup (TMA) + 2 consumer warpgroups of 64 query rows each
  *     shared   barriers | Q [2][64 rows] | K ring [STAGES][KV rows] | V ring [STAGES][D rows of KV]
- *              | scales ring | 16 bytes of each consumer thread: its rows' limits
+ *              | scales ring | parked: 80 bytes of each consumer thread
  *
  * Rows wider than 128 bytes are cut into chunks of 128, which is the widest swizzle: a tile of R
  * rows is [chunks][R][128 bytes], each chunk swizzled by itself and loaded by one TMA box.
@@ -47,27 +47,29 @@ struct TileChoice {
 /*
  * Registers a consumer thread holds, of 240: S kv / 2, P kv / 8 (kv / 4 in BF16), O D / 2, and R,
  * the product of one tile before it is added to O, columns / 2 (none in BF16, which accumulates in
- * O). About 25 more hold row statistics, addresses and constants.
+ * O). The rest is for row statistics, addresses and the softmax at work; what a loop needs once a
+ * tile is parked in shared memory.
  *
  *     8 bit  D  64, overlap:   S 64 + P 16 + R 32 + O  32 = 144
  *            D 128, overlap:   S 64 + P 16 + R 64 + O  64 = 208   the register limit of kv 128
- *            D 256: S (64) and R (2 x 32) live after each other: 64 + P 16 + O 128 = 208
+ *            D 256: S (64) and R live after each other: 64 + P 16 + O 128 = 208; how wide R
+ *            may be without spills is ptxas's to say
  *     BF16   D  64, overlap:   S 64 + P 32 +        O  32 = 128
  *            D 128, overlap:   S 64 + P 32 +        O  64 = 160   shared memory allows 2 stages
  *            D 256, overlap:   S 32 + P 16 +        O 128 = 176   shared memory: kv 64, 2 stages
  *
  * kv 128 is also what exact INT8 allows: 255 * 127 * 128 = 4,145,280 < 2^22.
  */
-HR_HOST_DEVICE constexpr TileChoice choose_tile(Recipe recipe, int d)
+HR_HOST_DEVICE constexpr TileChoice choose_tile(Recipe recipe, int d, bool softcap)
 {
-    if (recipe == Recipe::bf16) return {d == 256 ? 64 : 128, d == 64 ? 3 : 2, true, d};
+    if (recipe == Recipe::bf16) return {d == 256 ? 64 : 128, d == 64 ? 4 : 2, true, d};
     /* D 256: two stages of K, V and scales are 132 KiB, a third would make 231 with Q. */
-    if (d == 256) return {128, 2, false, 64};
+    if (d == 256) return {128, 2, false, softcap ? 32 : recipe == Recipe::int8 ? 128 : 64};
     return {128, 4, true, d};
 }
 
-template <Recipe RECIPE, int D> struct Tile {
-    static constexpr TileChoice CHOICE = choose_tile(RECIPE, D);
+template <Recipe RECIPE, int D, bool SOFTCAP> struct Tile {
+    static constexpr TileChoice CHOICE = choose_tile(RECIPE, D, SOFTCAP);
     static constexpr int KV = CHOICE.kv, STAGES = CHOICE.stages, COLUMNS = CHOICE.columns;
     static constexpr bool OVERLAP = CHOICE.overlap;
     static constexpr int ELEMENT = RECIPE == Recipe::bf16 ? 2 : 1; /* bytes of Q, K, V and P */
@@ -78,15 +80,18 @@ template <Recipe RECIPE, int D> struct Tile {
     static constexpr Area V = {D, KV *ELEMENT};
     static constexpr uint32_t SCALE_BYTES = TOKEN_SCALES ? 4 * HR_SM90_TILE_SCALES : 0;
 
+    static constexpr uint32_t PARKED_BYTES = CONSUMERS * 128 * 16;
+
     /* Offsets from shared_base: mbarriers first, then tiles at multiples of 1024. */
     static constexpr uint32_t Q_FULL = 0, Q_EMPTY = 8, K_FULL = 16, K_EMPTY = K_FULL + 8 * STAGES,
                               V_FULL = K_EMPTY + 8 * STAGES, V_EMPTY = V_FULL + 8 * STAGES;
     static constexpr uint32_t Q_AT = 1024, K_AT = Q_AT + CONSUMERS * Q.bytes(),
                               V_AT = K_AT + STAGES * K.bytes(),
                               SCALES_AT = V_AT + STAGES * V.bytes(),
-                              LIMITS_AT = SCALES_AT + STAGES * SCALE_BYTES,
-                              SHARED_BYTES = LIMITS_AT + CONSUMERS * 128 * 16;
+                              PARKED_AT = SCALES_AT + STAGES * SCALE_BYTES,
+                              SHARED_BYTES = PARKED_AT + 5 * PARKED_BYTES;
 
+    static_assert((STAGES & (STAGES - 1)) == 0, "a counter gives stage and parity by its bits");
     static_assert(V_EMPTY + 8 * STAGES <= Q_AT, "the barriers fit in front of Q");
     static_assert(SHARED_BYTES <= 227 * 1024, "a block has at most 227 KiB of shared memory");
     static_assert(RECIPE == Recipe::bf16 || KV == HR_SM90_TILE_KV, "a tile of scales a tile");
