@@ -244,7 +244,7 @@ static void finish_row(const body *b, int32_t index)
     const row_state *row = &b->row[index];
     int32_t i = args->q_begin + index;
     double bias = args->softcap == 0 ? row->bias : 0;
-    float factor = hr_integer_finish(args, i, row->m, row->l, bias);
+    float factor = hr_integer_finish(args, i, row->m, hr_integer_sum(row->l), bias);
     float *out = args->o + i * args->o_stride;
     const float *o = b->o + index * b->head_dim;
     for (int32_t c = 0; c < b->head_dim; c++)

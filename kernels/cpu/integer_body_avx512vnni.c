@@ -7,8 +7,8 @@
  *     T [6][64]   = P . V              micro_pv, for each 64 channels
  *     O           = T * beta + O * alpha
  *
- * Everything but K and V stays in the first-level cache during a group; K and V of a tile (32 KiB
- * at head_dim 64) stay in the second-level cache for the sixteen groups. The limit is the two
+ * K of a tile (16 KiB at head_dim 64) stays in the first-level cache for the sixteen groups'
+ * logits, then V for their outputs; logits go through the second-level cache. The limit is the two
  * vector ports, which multiplies and softmax share: for 64 logits of a row, 2 head_dim multiplies
  * and 38 others (4 start the sums, 16 make logits, 15 make weights, 3 the output at head_dim 64),
  * so 77% at head_dim 64, 87% at 128.
@@ -485,8 +485,8 @@ static void finish_row(const task *t, int32_t index)
     const group_state *group = &t->group[index / ROWS];
     const int32_t r = index % ROWS, i = args->q_begin + index;
     double bias = args->lse_bias ? (double)args->lse_bias[i] * (double)args->softmax_scale : 0;
-    const __m512 factor =
-        _mm512_set1_ps(hr_integer_finish(args, i, group->m[r], group->l[r], bias));
+    const float sum = sum_of_lanes(_mm512_load_ps(group->l[r]));
+    const __m512 factor = _mm512_set1_ps(hr_integer_finish(args, i, group->m[r], sum, bias));
     const __m512 e = _mm512_set1_ps(group->e[r]);
     const float *o = t->o + index * t->channels;
     float *out = args->o + i * args->o_stride;

@@ -318,7 +318,8 @@ static void finish_row(const decode_state *s, int32_t row, bool nibbles)
     int32_t query;
     const hr_kernel_args *args = args_of(s, row, &query);
     double bias = args->lse_bias ? (double)args->lse_bias[query] * (double)args->softmax_scale : 0;
-    const float factor = hr_integer_finish(args, query, s->m[row], s->l[row], bias);
+    const float factor =
+        hr_integer_finish(args, query, s->m[row], sum_of_lanes(_mm512_load_ps(s->l[row])), bias);
     const float *o = s->o + row * s->vectors * 16;
     float *out = args->o + query * args->o_stride;
     for (int32_t c = 0; c < args->head_dim; c++) {

@@ -299,22 +299,27 @@ static inline float hr_integer_tile_factor(double factor, double unit)
     return (float)(scaled < HR_INTEGER_MAX_FACTOR ? scaled : HR_INTEGER_MAX_FACTOR);
 }
 
-/*
- * Step 7: writes the row's LSE and returns what multiplies O before 2^e. `bias` is what smoothing
- * took from every logit (natural units); the sink is a logit of the problem before smoothing. A row
- * that saw no key has l = 0 and m = -inf.
- */
-static inline float hr_integer_finish(const hr_kernel_args *args, int32_t row, float m,
-                                      const float l[HR_INTEGER_LANES], double bias)
+/* Step 7, the tree: k + (k + 8), then + 4, + 2, + 1. */
+static inline float hr_integer_sum(const float l[HR_INTEGER_LANES])
 {
     float sum[HR_INTEGER_LANES];
     memcpy(sum, l, sizeof sum);
     for (int half = HR_INTEGER_LANES / 2; half > 0; half /= 2)
         for (int k = 0; k < half; k++)
             sum[k] += sum[k + half];
+    return sum[0];
+}
 
+/*
+ * Step 7 for a row whose lanes add up to `sum`: writes its LSE, if wanted, and returns what
+ * multiplies O before 2^e. `bias` is what smoothing took from every logit (natural units); the sink
+ * is a logit of the problem before smoothing. A row that saw no key has sum = 0 and m = -inf.
+ */
+static inline float hr_integer_finish(const hr_kernel_args *args, int32_t row, float m, float sum,
+                                      double bias)
+{
     /* In units of 2^octaves / 255. */
-    double total = sum[0], lse = -INFINITY, octaves = (double)m / HR_INTEGER_OCTAVE;
+    double total = sum, lse = -INFINITY, octaves = (double)m / HR_INTEGER_OCTAVE;
     if (args->sink > -INFINITY) {
         double sink = ((double)args->sink - bias) * HR_INTEGER_LOG2E - octaves;
         if (total > 0)
@@ -322,8 +327,10 @@ static inline float hr_integer_finish(const hr_kernel_args *args, int32_t row, f
         else
             lse = args->sink;
     }
-    if (total > 0) lse = HR_INTEGER_LN2 * (octaves + log2(total / 255)) + bias;
-    if (args->lse) args->lse[row * args->lse_stride] = (float)lse;
+    if (args->lse) {
+        if (total > 0) lse = HR_INTEGER_LN2 * (octaves + log2(total / 255)) + bias;
+        args->lse[row * args->lse_stride] = (float)lse;
+    }
     return total > 0 ? (float)(1 / total) : 0.0f;
 }
 

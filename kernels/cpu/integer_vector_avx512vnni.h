@@ -176,6 +176,17 @@ static inline tile_exponents scale_columns(const float k_scale[HR_INTEGER_TILE],
     return tile;
 }
 
+/* hr_integer_sum. */
+INLINE float sum_of_lanes(__m512 l)
+{
+    const __m512d pairs = _mm512_castps_pd(l);
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(l),
+                                       _mm256_castpd_ps(_mm512_extractf64x4_pd(pairs, 1)));
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
 /*
  * The lanes' sums of step 4 where a tile is not even, and what multiplies them in l. x is in the
  * order of the keys, +inf for those not seen; m is the row's m'.
