@@ -8,6 +8,7 @@
  * beside the attention itself.
  */
 #include <math.h>
+#include <string.h>
 
 #include "device_internal.h"
 #include "plan.h"
@@ -29,6 +30,11 @@ static double largest_lse(const float *lse, int64_t stride, int32_t parts, float
 void hr_merge_row(const float *o, int64_t o_stride, const float *lse, int64_t lse_stride,
                   int32_t parts, int32_t head_dim, float sink, float *out, float *out_lse)
 {
+    if (parts == 1 && sink == -INFINITY && isfinite(lse[0])) { /* a weight of 1 */
+        memcpy(out, o, (size_t)head_dim * sizeof *out);
+        if (out_lse) *out_lse = lse[0];
+        return;
+    }
     const double largest = largest_lse(lse, lse_stride, parts, sink);
     const bool empty = largest == -INFINITY; /* no part saw a key: every weight is 0 */
     double total = empty ? 0 : exp((double)sink - largest);

@@ -6,20 +6,26 @@
  *     deferred   all tasks as without an epilogue, into parts; then for each group: its merges into
  *                the thread's tile; the epilogue
  *
- * Deferred is for plans whose kv axis is split, and for those with so few query tiles that a thread
- * for each would leave others idle. Which of the two depends on the problem, never on the number of
- * threads.
+ * Deferred is for plans whose kv axis is split, for those with so few query tiles that a thread for
+ * each would leave others idle, and for those whose K and V are more than a cache keeps from one
+ * query tile to the next: taking heads in turn would then read them anew for each tile, which costs
+ * more than writing O and reading it once (measured: docs/epilogue.md). Which of the two depends on
+ * the problem, never on the number of threads.
  */
 #include <stdlib.h>
 
 #include "memory.h"
 #include "plan.h"
 
-enum { FEW_GROUPS = 16 };
+enum { FEW_GROUPS = 16, CACHED_KV_BYTES = 1 << 20 };
 
 bool hr_plan_defers(const hr_plan *plan, int64_t groups)
 {
-    return plan->epilogue && groups < FEW_GROUPS;
+    const hr_attention_problem *problem = &plan->problem;
+    const double elements = 2.0 * problem->num_kv_heads * problem->head_dim *
+                            hr_longest_sequence(problem->cu_seqlens_kv, problem->batch);
+    const double bytes = elements * hr_recipe_kv_bits(&plan->recipe, problem->head_dim) / 8;
+    return plan->epilogue && (groups < FEW_GROUPS || bytes > CACHED_KV_BYTES);
 }
 
 static int compare_rows(int32_t sequence_a, int32_t q_a, int32_t head_a, int32_t sequence_b,

@@ -172,9 +172,10 @@ class Stages(CliTest):
             self.ok(
                 "bench", "--json", "--filter", "*bf16_portable/d64*", "--seqlen-q", 128,
                 "--repeats", 1, "--mask", "full", "--block-sparse",
-                "longformer:block=32,window=0,global=0",
+                "longformer:block=32,window=0,global=0", "--epilogue", "rms",
             ).stdout
         )["rows"]
+        self.assertGreater(masked[0]["x_after"], 0)
         self.assertEqual([row["density"] for row in masked], [0.25])
         self.assertEqual([row["causal"] for row in rows], [False, True])
         wanted = (

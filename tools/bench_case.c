@@ -11,6 +11,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "bench_epilogue.h"
 #include "peak.h"
 
 /* Larger than the last-level cache share of a core, so that the stream comes from memory. */
@@ -356,7 +357,17 @@ static int time_case(const bench_case *c, bench_state *state, jobs *all, bench_r
         const job *dense = all->dense.plan ? &all->dense : kernel;
         out->density = hr_plan_flops(kernel->plan) / hr_plan_flops(dense->plan);
         out->x_dense = all->dense.plan ? median(columns[DENSE], n) / seconds : 1;
+        out->x_after = NAN;
     }
+    if (code == CLI_OK && c->norm != HR_NORM_NONE)
+        code = bench_epilogue_run(&(bench_epilogue){.problem = &kernel->problem,
+                                                    .recipe = &kernel->recipe,
+                                                    .kernel = c->kernel->name,
+                                                    .operands = &kernel->packed,
+                                                    .norm = c->norm,
+                                                    .threads = state->threads,
+                                                    .repeats = n},
+                                  &out->x_after);
     free(samples);
     return code;
 }

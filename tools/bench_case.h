@@ -12,6 +12,7 @@ typedef struct bench_case {
     int32_t head_dim, seqlen_q, seqlen_kv, num_heads, num_kv_heads;
     bool causal;
     const cli_mask *mask; /* what else hides keys */
+    hr_norm norm;         /* of an epilogue that is timed fused and afterwards; NONE: is not */
     hr_recipe recipe;     /* set by bench_case_name */
     char name[128];       /* likewise */
 } bench_case;
@@ -27,6 +28,7 @@ typedef struct bench_result {
     double kv_ratio;   /* median over repeats of kv_gbps / the streaming read beside it */
     double x_bf16;     /* median of the bf16 kernel on this shape / this median; NaN when not run */
     double density;    /* pairs that the options of mask leave, of those without them */
+    double x_after;    /* attention, then the epilogue / both fused; NaN without one */
     double x_dense;    /* median of this kernel without them / this median; 1 without options */
     hr_error check;    /* e_kernel on the small problem */
 } bench_result;

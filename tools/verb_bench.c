@@ -26,6 +26,7 @@ enum {
     KEY_REPEATS,
     KEY_MASK,
     KEY_COLD,
+    KEY_EPILOGUE,
     KEY_DEVICE
 };
 
@@ -38,6 +39,7 @@ typedef struct bench_arguments {
     long heads, kv_heads, repeats, cold;
     hr_device device;
     bool full, causal;
+    hr_norm norm;
 } bench_arguments;
 
 static const struct argp_option options[] = {
@@ -54,6 +56,8 @@ static const struct argp_option options[] = {
      "Go through so many copies of K and V in turn that they take MIB of memory: with more than "
      "the caches hold, K and V come from memory, as in decode (default: one copy)",
      0},
+    {"epilogue", KEY_EPILOGUE, "rms|layer", 0,
+     "Also time residual add and this norm fused into attention against doing them after it", 0},
     CLI_DEVICE_OPTION(KEY_DEVICE),
     {0},
 };
@@ -109,6 +113,11 @@ static error_t parse(int key, char *text, struct argp_state *state)
     case KEY_COLD:
         a->cold = cli_number("--cold", text, 1, 1 << 20);
         return 0;
+    case KEY_EPILOGUE:
+        if (strcmp(text, "rms") != 0 && strcmp(text, "layer") != 0)
+            cli_bad_argument("--epilogue is \"%s\"; it takes rms or layer", text);
+        a->norm = text[0] == 'r' ? HR_NORM_RMS : HR_NORM_LAYER;
+        return 0;
     case KEY_DEVICE:
         a->device = cli_parse_device(text);
         return 0;
@@ -131,7 +140,7 @@ static error_t parse(int key, char *text, struct argp_state *state)
 static json_t *row_object(const bench_case *c, const bench_result *r)
 {
     return json_pack(
-        "{ss ss ss ss si si si si si sb si si so so so so so so so so so so so so so}", "case",
+        "{ss ss ss ss si si si si si sb si si so so so so so so so so so so so so so so}", "case",
         c->name, "kernel", c->kernel->name, "isa", hr_isa_name(c->kernel->isa), "recipe",
         c->recipe.name, "head_dim", c->head_dim, "seqlen_q", c->seqlen_q, "seqlen_kv", c->seqlen_kv,
         "num_heads", c->num_heads, "num_kv_heads", c->num_kv_heads, "causal", c->causal, "threads",
@@ -140,7 +149,8 @@ static json_t *row_object(const bench_case *c, const bench_result *r)
         "roof_gops", cli_figure(r->roof_gops), "roof_ratio", cli_figure(r->roof_ratio), "kv_gbps",
         cli_figure(r->kv_gbps), "roof_gbps", cli_figure(r->roof_gbps), "kv_ratio",
         cli_figure(r->kv_ratio), "x_bf16", cli_figure(r->x_bf16), "density", cli_figure(r->density),
-        "x_dense", cli_figure(r->x_dense), "check_rel_l2", cli_figure(r->check.rel_l2));
+        "x_dense", cli_figure(r->x_dense), "x_after", cli_figure(r->x_after), "check_rel_l2",
+        cli_figure(r->check.rel_l2));
 }
 
 static void print_row(const bench_case *c, const bench_result *r)
@@ -150,14 +160,15 @@ static void print_row(const bench_case *c, const bench_result *r)
            100 * r->roof_ratio, r->x_bf16, r->kv_gbps, r->roof_gbps, 100 * r->kv_ratio,
            r->check.rel_l2);
     if (c->mask->given) printf(" %6.1f%% %7.2f", 100 * r->density, r->x_dense);
+    if (c->norm != HR_NORM_NONE) printf(" %7.3f", r->x_after);
     putchar('\n');
 }
 
-static void print_heading(bool masked)
+static void print_heading(bool masked, bool epilogue)
 {
-    printf("%-52s %9s %6s %8s %8s %6s %6s %7s %7s %6s %9s%s\n", "case", "ms", "spread", "GOP/s",
+    printf("%-52s %9s %6s %8s %8s %6s %6s %7s %7s %6s %9s%s%s\n", "case", "ms", "spread", "GOP/s",
            "peak", "ratio", "x bf16", "KV GB/s", "read", "ratio", "e_kernel",
-           masked ? " density x dense" : "");
+           masked ? " density x dense" : "", epilogue ? " x after" : "");
 }
 
 /* All combinations of the arguments with one kernel, in the order they are printed. */
@@ -178,6 +189,7 @@ static int bench_kernel(const bench_arguments *a, const hr_kernel_info *kernel, 
                                     .num_heads = (int32_t)a->heads,
                                     .num_kv_heads = (int32_t)a->kv_heads,
                                     .causal = causal,
+                                    .norm = a->norm,
                                     .mask = &a->mask};
                     if (!bench_case_name(&c)) continue;
                     if (a->filter && fnmatch(a->filter, c.name, 0) != 0) continue;
@@ -243,7 +255,8 @@ int verb_bench(int argc, char **argv)
     if (hr_isa_mask() == 0 || hr_device_check(state.device) != HR_OK) return cli_fail_library(NULL);
     int code = bench_state_init(&state);
     json_t *rows = json_array();
-    if (code == CLI_OK && !arguments.common.json) print_heading(arguments.mask.given);
+    if (code == CLI_OK && !arguments.common.json)
+        print_heading(arguments.mask.given, arguments.norm != HR_NORM_NONE);
     for (int k = 0; k < hr_kernel_count() && code == CLI_OK; k++) {
         const hr_kernel_info *kernel = hr_kernel_at(k);
         const bool of_device = (kernel->isa == HR_ISA_SM90) == (state.device == HR_DEVICE_CUDA);
