@@ -28,7 +28,7 @@ enum {
     DECODE_TILE = 256,          /* keys */
     PART = 64,                  /* bytes of a row in a vector */
     KEY_STEP = 16,              /* keys a K block has */
-    VALUE_STEP = 32,            /* keys a V block has */
+    VALUE_STEP = 64,            /* keys a V block has */
     PREFETCH_PLACES = 4,        /* of K, and of V */
     X_STRIDE = DECODE_TILE + 16 /* rows 4 KiB apart would stall loads behind stores */
 };
@@ -124,9 +124,9 @@ DECODE_INLINE void transpose_lanes(__m512i v[4])
 /* What is left of the next tile to prefetch. */
 typedef struct prefetcher {
     tile_rows *next;
-    int32_t done;   /* rows of K and of V */
-    int32_t credit; /* 1/4096 rows due */
-    int32_t share;  /* 1/4096 rows a step of cost 1 */
+    int32_t done;   /* pairs of rows, of K and of V */
+    int32_t credit; /* 1/4096 pairs due */
+    int32_t share;  /* 1/4096 pairs a step of cost 1 */
 } prefetcher;
 
 DECODE_INLINE void prefetch_row(const code_rows *rows, int64_t slot)
@@ -136,26 +136,25 @@ DECODE_INLINE void prefetch_row(const code_rows *rows, int64_t slot)
         _mm_prefetch(row + part * PART, _MM_HINT_T1);
 }
 
-/* The next `count` rows, which are taken from the places in turn; `count` is a constant. */
-DECODE_INLINE void prefetch_rows(prefetcher *p, const code_rows *k, const code_rows *v, int count)
+/* The next row of two places, the other two of last time, of K and of V. */
+DECODE_INLINE void prefetch_rows(prefetcher *p, const code_rows *k, const code_rows *v)
 {
-    for (int i = 0; i < count; i++, p->done++) {
-        const int32_t n = p->done % DECODE_TILE;
-        const int32_t key =
-            n % PREFETCH_PLACES * (DECODE_TILE / PREFETCH_PLACES) + n / PREFETCH_PLACES;
-        const int64_t slot = p->next->slot[key];
-        prefetch_row(k, slot);
-        prefetch_row(v, slot);
-    }
+    enum { PLACE = DECODE_TILE / PREFETCH_PLACES };
+    const uint32_t turn = (uint32_t)p->done++;
+    const int64_t *slot = p->next->slot + turn % 2 * 2 * PLACE + turn / 2 % PLACE;
+    prefetch_row(k, slot[0]);
+    prefetch_row(v, slot[0]);
+    prefetch_row(k, slot[PLACE]);
+    prefetch_row(v, slot[PLACE]);
 }
 
-/* Called at steps of unlike cost; the costs of a tile add up to 256 * 4096 / share. */
+/* Called at steps of unlike cost; the costs of a tile add up to 128 * 4096 / share. */
 DECODE_INLINE void prefetch_share(prefetcher *p, const code_rows *k, const code_rows *v,
                                   int32_t cost)
 {
     p->credit += cost * p->share;
     for (; p->credit >= 4096; p->credit -= 4096)
-        prefetch_rows(p, k, v, 1);
+        prefetch_rows(p, k, v);
 }
 
 /* The tile that a kernel is at and the one after it. */
@@ -189,7 +188,7 @@ static inline void walk_to(tile_walk *walk, const hr_kernel_args *args, int32_t 
     else
         *place = *walk->tile;
     walk->found = next;
-    walk->ahead = (prefetcher){.next = place, .share = (DECODE_TILE + 1) * 4096 / cost + 1};
+    walk->ahead = (prefetcher){.next = place, .share = (DECODE_TILE / 2 + 1) * 4096 / cost + 1};
 }
 
 #endif

@@ -251,8 +251,8 @@ DECODE_INLINE void sum_tile(float_decode *s, const code_rows *k, const code_rows
                 sum_values(s, k, v, 2, part);
         return;
     }
-    for (int32_t key = s->from, done = 0; key < s->end; key += VALUE_STEP) {
-        const int32_t left = s->end - key, count = left < VALUE_STEP ? left : VALUE_STEP;
+    for (int32_t key = s->from, done = 0; key < s->end; key += FLOAT_STEP) {
+        const int32_t left = s->end - key, count = left < FLOAT_STEP ? left : FLOAT_STEP;
         prefetch_share(&s->walk.ahead, k, v, count * s->vectors * LOAD_COST);
         load_values_block(s, v, key, count);
         int32_t vector = 0;

@@ -13,7 +13,10 @@
 
 #include "float_softmax.h"
 
-enum { MAX_VECTORS = MAX_CHANNELS / OUTPUTS };
+enum {
+    MAX_VECTORS = MAX_CHANNELS / OUTPUTS,
+    FLOAT_STEP = VALUE_STEP / 2 /* keys a V block has: wide vectors take more room */
+};
 
 typedef struct float_decode {
     ALIGNED float x[DECODE_ROWS][X_STRIDE]; /* S, logits, weights in turn */
@@ -22,7 +25,7 @@ typedef struct float_decode {
     float scale[DECODE_ROWS]; /* what x is still to be multiplied by */
     ALIGNED float column_scale[DECODE_TILE];
     ALIGNED wide_vec k_block[KEY_STEP / 4][MAX_CHANNELS * 4 / OUTPUTS];
-    ALIGNED wide_vec v_block[VALUE_STEP][MAX_VECTORS];
+    ALIGNED wide_vec v_block[FLOAT_STEP][MAX_VECTORS];
     tile_walk walk;
     int32_t lo[DECODE_ROWS], hi[DECODE_ROWS];
     const hr_kernel_args *args;
@@ -58,7 +61,7 @@ DECODE_INLINE void score_keys(float_decode *s, const code_rows *k, const code_ro
     for (int g = 0; g < 4; g++) {
         const uint8_t *row[4];
         four_rows(k, s->walk.tile, key + 4 * g, row);
-        prefetch_rows(&s->walk.ahead, k, v, 2);
+        prefetch_rows(&s->walk.ahead, k, v);
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++)
             sum[r][g] = wide_zero();
@@ -183,7 +186,7 @@ DECODE_INLINE void sum_values(float_decode *s, const code_rows *k, const code_ro
         for (int32_t key = begin; key < end; key += 4) {
             const uint8_t *row[4];
             four_rows(v, s->walk.tile, key, row);
-            if (part == 0) prefetch_rows(&s->walk.ahead, k, v, 2);
+            if (part == 0) prefetch_rows(&s->walk.ahead, k, v);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
                 const __m512i raw = load_part(v, row[i], part);

@@ -75,7 +75,7 @@ INLINE void score_keys(decode_state *s, const code_rows *k, const code_rows *v, 
         const uint8_t *row[4];
         const __m512i zero = key_zeros(s->k_zero + key + 4 * g, kind);
         four_rows(k, s->walk.tile, key + 4 * g, row);
-        prefetch_rows(&s->walk.ahead, k, v, 2);
+        prefetch_rows(&s->walk.ahead, k, v);
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++)
             sum[r][g] = _mm512_setzero_si512();
@@ -146,7 +146,8 @@ INLINE void multiply_keys(decode_state *s, int32_t row, int rows, int32_t key)
 /* Where a row of P has the weights of four keys from `key` on: see make_weights. */
 INLINE int32_t weights_at(int32_t key)
 {
-    return key / 64 * 64 + key % 16 / 4 * 16 + key % 64 / 16 * 4;
+    const uint32_t at = (uint32_t)key;
+    return (int32_t)(at / 64 * 64 + at % 16 / 4 * 16 + at % 64 / 16 * 4);
 }
 
 INLINE __m512i four_weights(const decode_state *s, int32_t row, int32_t key)
@@ -171,7 +172,7 @@ INLINE void sum_values(decode_state *s, const code_rows *k, const code_rows *v, 
         const uint8_t *row[4];
         __m512i codes[8];
         four_rows(v, s->walk.tile, key, row);
-        if (part == 0) prefetch_rows(&s->walk.ahead, k, v, 2);
+        if (part == 0) prefetch_rows(&s->walk.ahead, k, v);
         value_vectors(v, row, part, kind, value_zeros(s->v_zero + key, kind), codes);
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
