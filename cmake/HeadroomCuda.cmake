@@ -52,7 +52,8 @@ if(HEADROOM_CUDA_SOURCES)
       # Hopper's kernels are planned to the last register: one that spills fails the build.
       -Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error
       -Xcompiler=-Wall,-Wextra
-      -Xcompiler=-fno-exceptions,-fno-rtti # the library stays a C library, without libstdc++
+      # The library stays a C library, without libstdc++.
+      -Xcompiler=-fno-exceptions,-fno-rtti,-fno-threadsafe-statics
       $<$<BOOL:${HEADROOM_WERROR}>:-Werror=all-warnings -Xcompiler=-Werror>>)
   # For what links the objects of the library instead of the library, as tests do.
   add_library(headroom_cuda STATIC $<TARGET_OBJECTS:headroom_cuda_objects>)

@@ -252,12 +252,18 @@ Test(plan, long_sequences_do_not_overflow)
         float *values = malloc(KEYS * 8 * sizeof *values);
         cr_assert_not_null(values);
         cr_assert_eq(hr_unpack(&s->packed.v, values), HR_OK, "%s", hr_last_error());
-        /* u per key in the running sums, in the worst case; far less when errors cancel. */
+        /*
+         * u per key in the running sums, in the worst case; far less when errors cancel. Sums of
+         * 128 keys in FP16 have u = 2^-11 and are off by half of it times 128, for equal terms.
+         * The integer kernels round logits to 1/1024 octave and weights to .29%.
+         */
+        const float o_tolerance = row->isa == HR_ISA_AVX512FP16 ? 64 * 0x1p-11f : 1e-4f;
+        const double lse_tolerance = row->p_dtype == HR_DTYPE_U8 ? 3.4e-3 : 1e-4;
         for (int c = 0; c < 16; c++)
-            cr_expect(fabsf(((float *)s->o.data)[c] / values[c % 8] - 1) <= 1e-4f, "%s: %g",
+            cr_expect(fabsf(((float *)s->o.data)[c] / values[c % 8] - 1) <= o_tolerance, "%s: %g",
                       row->name, (double)((float *)s->o.data)[c]);
-        cr_expect(fabs((double)((float *)s->lse.data)[0] - log(KEYS)) <= 1e-4, "%s: %g", row->name,
-                  (double)((float *)s->lse.data)[0]);
+        cr_expect(fabs((double)((float *)s->lse.data)[0] - log(KEYS)) <= lse_tolerance, "%s: %g",
+                  row->name, (double)((float *)s->lse.data)[0]);
         free(values);
         hr_plan_free(plan);
         setup_free(s);
