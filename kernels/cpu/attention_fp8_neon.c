@@ -1,0 +1,23 @@
+/*
+ * FP8 attention on NEON with FMA: Q, K, V and P in E4M3, products and statistics in FP32.
+ */
+#include "vec_neon.h"
+
+#include "float_tile.h"
+#include "kernel_rows.h"
+
+enum { TILE_Q = HR_TILE_Q(fp8, neon), TILE_KV = HR_TILE_KV(fp8, neon) };
+
+size_t hr_attention_fp8_neon_scratch(int32_t head_dim)
+{
+    return float_tile_scratch(head_dim, TILE_Q, TILE_KV);
+}
+
+void hr_attention_fp8_neon(const hr_kernel_args *args)
+{
+    float_tile_run(args, (float_formats){.qk = HR_DTYPE_E4M3,
+                                         .v = HR_DTYPE_E4M3,
+                                         .p = HR_DTYPE_E4M3,
+                                         .tile_q = TILE_Q,
+                                         .tile_kv = TILE_KV});
+}
