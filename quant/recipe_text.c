@@ -282,7 +282,7 @@ static void write_settings(const hr_recipe *preset, hr_recipe *recipe, char *out
                     continue;
                 }
                 done[j] = true;
-                strncat(joined, &letters[j], 1);
+                joined[strlen(joined)] = letters[j]; /* its end stays 0 */
                 apply(field, (word){want, (int)strlen(want)}, hr_recipe_operand(&from, j));
             }
             if (!joined[0]) continue;

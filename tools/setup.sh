@@ -3,7 +3,8 @@
 #
 #     tools/setup.sh build    compiler, CMake 3.25 or later, Ninja, jansson, xxhash
 #     tools/setup.sh test     and Criterion, Python with jsonschema, Chromium (Debian)
-#     tools/setup.sh ci       and clang, its OpenMP and sanitizer runtimes, clang-format 14
+#     tools/setup.sh ci       and clang, its OpenMP and sanitizer runtimes, clang-format 14, a cross
+#                             compiler for 64-bit Arm with qemu-user (Debian and Ubuntu)
 #
 # Asks for things, not for packages, so what came from elsewhere counts; nothing is downloaded when
 # nothing is missing. Packages come from apt, as root or through sudo; otherwise their names are
@@ -67,6 +68,24 @@ missing_packages() {
     has clang-format-14 || echo clang-format-14
     compiles clang -fsanitize=address <<<'int main(void) { return 0; }' || echo libclang-rt-dev
     compiles clang -fopenmp <<<$'#include <omp.h>\nint main(void) { return 0; }' || echo libomp-dev
+    has aarch64-linux-gnu-gcc || echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross | tr ' ' '\n'
+    has qemu-aarch64-static || echo qemu-user-static
+}
+
+# Unpacks jansson and xxhash for arm64 into build/arm64-sysroot. Installed, arm64 packages would
+# take the place of the machine's own ones; here apt uses folders and lists of its own.
+arm64_sysroot() {
+    local root=$PWD/build/arm64-sysroot state=$PWD/build/arm64-apt
+    [ -e "$root/usr/include/jansson.h" ] && [ -e "$root/usr/include/xxhash.h" ] && return 0
+    has apt-get || return 0
+    mkdir -p "$root" "$state/lists/partial" "$state/archives/partial"
+    local options=(-q -o "Dir::State::lists=$state/lists" -o "Dir::Cache=$state"
+        -o APT::Architectures::="$(dpkg --print-architecture)" -o APT::Architectures::=arm64
+        -o APT::Sandbox::User="$(id -un)" -o Debug::NoLocking=true)
+    apt-get "${options[@]}" update
+    (cd "$state/archives" && apt-get "${options[@]}" download libjansson-dev:arm64 libxxhash-dev:arm64)
+    local package
+    for package in "$state"/archives/*.deb; do dpkg -x "$package" "$root"; done
 }
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
@@ -105,3 +124,4 @@ if [ ${#missing[@]} -gt 0 ]; then
         exit 1
     fi
 fi
+if [ "$rank" -ge 2 ]; then arm64_sysroot; fi
