@@ -113,7 +113,7 @@ static hr_sm90_args make_args(const check_case *test, const hr_packed_layer *pac
  * largest weight; E4M3 P is 448 at the running maximum, so that its smallest step is relative to
  * the largest weight of all keys.
  */
-static error_model model_for(hopper_model kernel, int32_t head_dim)
+static error_model model_for(hopper_model kernel, int32_t head_dim, bool fp22)
 {
     error_model model = {.tile_kv = 128, .dot_terms = head_dim, .exp_error = 0x1p-22};
     switch (kernel) {
@@ -122,6 +122,8 @@ static error_model model_for(hopper_model kernel, int32_t head_dim)
         break;
     case HOPPER_INT8_FP8:
     case HOPPER_FP8:
+        /* fp22 cuts 33 terms for every 32 channels at 2^-13 of the largest. */
+        if (fp22) model.dot_terms *= 33 / 32.0 * 0x1p11;
         if (kernel == HOPPER_INT8_FP8) model.dot_terms = 0;
         model.p_relative = 0x1p-4;
         model.p_absolute = 0x1p-10 / 448;
@@ -188,6 +190,33 @@ static void widen_output(check_case *test, const guarded_output *output, const u
     }
 }
 
+/* Puts a NaN where no packing would: one head, V's token 3 at its place in the first tile. */
+static void poison(hr_packed_layer *packed, char operand)
+{
+    hr_packed *x = operand == 'q' ? &packed->q : operand == 'k' ? &packed->k : &packed->v;
+    int64_t at = 3 * x->head_dim + 5;
+    const bool wide = x->recipe.dtype == HR_DTYPE_BF16;
+    if (operand == 'v') at = 5 * HR_SM90_TILE_KV + (wide ? 3 : 5);
+    if (wide)
+        ((uint16_t *)x->codes)[at] = 0x7FC0;
+    else
+        ((uint8_t *)x->codes)[at] = 0x7F;
+}
+
+/* A NaN in q spoils its row, in k every row, in v one channel of every row. */
+static void check_nan(const check_case *test, const guarded_output *output, char operand)
+{
+    for (int64_t token = 0; token < test->q.shape[0]; token++) {
+        const bool row = operand == 'k' || (operand == 'q' && token == 3);
+        cr_expect_eq(isnan(*lse_of(output, token, 0)), row, "%c: LSE of row %lld is %g", operand,
+                     (long long)token, (double)*lse_of(output, token, 0));
+        for (int32_t c = 0; c < test->shape.head_dim; c++)
+            cr_expect_eq(isnan(o_row(output, token, 0)[c]), row || (operand == 'v' && c == 5),
+                         "%c: O[%lld][%d] is %g", operand, (long long)token, c,
+                         (double)o_row(output, token, 0)[c]);
+    }
+}
+
 hopper_result hopper_run_case(const hopper_case *wanted, hopper_kernel kernel, hopper_model model)
 {
     check_case test = {.shape = parse_shape(wanted->shape, 128, 128),
@@ -205,7 +234,7 @@ hopper_result hopper_run_case(const hopper_case *wanted, hopper_kernel kernel, h
     answer_case(&test, &packed);
     compute_bound(&(bound_input){.problem = &test.problem,
                                  .packed = &packed,
-                                 .model = model_for(model, test.shape.head_dim),
+                                 .model = model_for(model, test.shape.head_dim, wanted->fp22),
                                  .q = test.dequantized[0],
                                  .k = test.dequantized[1],
                                  .v = test.dequantized[2],
@@ -233,13 +262,15 @@ hopper_result hopper_run_case(const hopper_case *wanted, hopper_kernel kernel, h
     args.lse_token_stride = output.lse.stride[0];
     args.lse_head_stride = output.lse.stride[1];
 
+    if (wanted->nan) poison(&packed, wanted->nan);
     hopper_set_options(wanted->schedule, wanted->seed, wanted->fp22);
     int error = kernel(&args);
     cr_assert_eq(error, 0, "error %d, schedule %d: %s\n%s", error, wanted->schedule, text,
                  hopper_report_text());
     if (wanted->bf16_output) widen_output(&test, &output, o16);
     cr_assert(guards_intact(&output, &test.shape), "wrote outside O and LSE: %s", text);
-    const comparison worst = compare_output(&test, &output);
+    if (wanted->nan) check_nan(&test, &output, wanted->nan);
+    const comparison worst = wanted->nan ? (comparison){0} : compare_output(&test, &output);
     cr_expect(worst.o <= 1 && worst.lse <= 1,
               "O is %g of its bound (token %lld, head %lld, channel %lld), LSE %g: %s", worst.o,
               (long long)worst.token, (long long)worst.head, (long long)worst.channel, worst.lse,

@@ -26,6 +26,7 @@ typedef struct hopper_case {
     int32_t schedule;        /* hopper_emulator::Schedule */
     int32_t bf16_output;
     int32_t fp22; /* the accumulator of E4M3 products as the hardware's */
+    char nan;     /* 'q', 'k' or 'v': that operand's token 3, channel 5 is a NaN; 0: none */
 } hopper_case;
 
 /* Of all elements: rms error against the oracle on the dequantized inputs, over the oracle's rms.
@@ -38,7 +39,8 @@ typedef struct hopper_result {
 
 /*
  * Runs one case; fails the test when the emulator finds a fault, a guard word is overwritten, or O
- * or LSE is NaN or outside the bound.
+ * or LSE is NaN or outside the bound. With `nan`, O is instead checked to be NaN where it must be,
+ * and only there, and nothing is returned.
  */
 hopper_result hopper_run_case(const hopper_case *test, hopper_kernel kernel, hopper_model model);
 
