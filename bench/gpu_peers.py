@@ -220,11 +220,38 @@ def triton_fp8(torch):
     return make
 
 
+def cublaslt_fp8(torch):
+    """Unfused, as cuBLASLt alone has it: FP8 GEMM, softmax, FP8 GEMM, head by head."""
+    def make(case, q, k, v):
+        (q8, q_scale), (k8, k_scale), (v8, v_scale) = (
+            to_fp8(torch, x.permute(0, 2, 1, 3).contiguous()) for x in (q, k, v))
+        v8 = v8.transpose(2, 3).contiguous()  # operands are K-major
+        p_scale = torch.ones((), device=q.device) / 448.0
+        out, factor = torch.empty_like(q), 1 / math.sqrt(case["head_dim"])
+        positions = torch.arange(case["seqlen"], device=q.device)
+        hidden = positions[None, :] > positions[:, None] if case["causal"] else None
+
+        def call():
+            for b in range(case["batch"]):
+                for h in range(case["heads"]):
+                    logits = torch._scaled_mm(q8[b, h], k8[b, h].t(), q_scale, k_scale,
+                                              out_dtype=torch.bfloat16)
+                    if hidden is not None:
+                        logits.masked_fill_(hidden, -math.inf)
+                    p = (logits.float() * factor).softmax(dim=-1).mul_(448.0)
+                    out[b, :, h] = torch._scaled_mm(p.to(torch.float8_e4m3fn), v8[b, h].t(),
+                                                    p_scale, v_scale, out_dtype=torch.bfloat16)
+            return out
+        return call
+    return make
+
+
 def contestants(torch, driver, wanted):
     makers = {"torch flash bf16": lambda: sdpa(torch, "FLASH_ATTENTION"),
               "torch cudnn bf16": lambda: sdpa(torch, "CUDNN_ATTENTION"),
               "cudnn fp8": lambda: cudnn_fp8(torch), "triton fp8": lambda: triton_fp8(torch),
-              "sageattention 1 int8": lambda: sage_int8(torch)}
+              "sageattention 1 int8": lambda: sage_int8(torch),
+              "cublaslt fp8, unfused": lambda: cublaslt_fp8(torch)}
     found, failures = {}, {}
     for name, recipe in HEADROOM.items():
         if driver:

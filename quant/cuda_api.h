@@ -24,6 +24,7 @@ enum { HR_CUDA_NAME_BYTES = 256, HR_CUDA_CAPABILITY = 90 }; /* 10 * major + mino
 
 struct hr_sm90_args;
 struct hr_sm90_pack_args;
+struct hr_sm90_reference_args;
 struct hr_sm90_tile_scale_args;
 
 typedef struct hr_cuda_device {
@@ -49,6 +50,7 @@ typedef struct hr_cuda_api {
     int (*tile_scale)(const struct hr_sm90_tile_scale_args *args);
     int (*no_keys)(const struct hr_sm90_args *args);
     int (*pack)(const struct hr_sm90_pack_args *args);
+    int (*reference)(const struct hr_sm90_reference_args *args);
 } hr_cuda_api;
 
 /* The table in use; NULL in a build without CUDA. */

@@ -10,6 +10,7 @@
 
 #include "cuda/pack_sm90.h"
 #include "cuda/prepare_sm90.h"
+#include "cuda/reference_sm90.h"
 #include "headroom/device.h"
 #ifdef __cplusplus
 extern "C" {
@@ -139,11 +140,18 @@ static int fake_pack(const struct hr_sm90_pack_args *args)
     return fake.launch_error;
 }
 
+static int fake_reference(const struct hr_sm90_reference_args *args)
+{
+    (void)args;
+    return fake.launch_error;
+}
+
 /* In the order of hr_cuda_api; tests that compute put emulated kernels in place of the last. */
 static hr_cuda_api fake_api = {
-    fake_driver_version, fake_runtime_version, fake_device_count, fake_device,  fake_memory,
-    fake_allocate,       fake_release,         fake_copy,         fake_clear,   fake_synchronize,
-    fake_error_text,     fake_attention,       fake_tile_scale,   fake_no_keys, fake_pack,
+    fake_driver_version, fake_runtime_version, fake_device_count, fake_device,
+    fake_memory,         fake_allocate,        fake_release,      fake_copy,
+    fake_clear,          fake_synchronize,     fake_error_text,   fake_attention,
+    fake_tile_scale,     fake_no_keys,         fake_pack,         fake_reference,
 };
 
 /* A machine with one Hopper GPU on which everything works. */

@@ -406,6 +406,16 @@ HR_API hr_status hr_reference_attention(const hr_attention_problem *problem, con
                                         const hr_tensor *k, const hr_tensor *v, double *o,
                                         double *lse) HR_NODISCARD;
 
+/*
+ * The same in FP32 on a GPU, for problems that are too long for the oracle: plain, slow and right
+ * to FP32's rounding. q, k, v, o, lse: F32 in the GPU's memory, contiguous, shaped as above. Causal
+ * masks, windows, GQA and varlen only; head_dim up to 256. Returns when it is done.
+ */
+HR_API hr_status hr_device_reference_attention(const hr_attention_problem *problem,
+                                               const hr_tensor *q, const hr_tensor *k,
+                                               const hr_tensor *v, const hr_tensor *o,
+                                               const hr_tensor *lse) HR_NODISCARD;
+
 #ifdef __cplusplus
 }
 #endif

@@ -10,6 +10,7 @@
 
 #include "pack_sm90.h"
 #include "prepare_sm90.h"
+#include "reference_sm90.h"
 
 _Static_assert((int)HR_CUDA_SUCCESS == cudaSuccess &&
                    (int)HR_CUDA_OUT_OF_MEMORY == cudaErrorMemoryAllocation &&
@@ -119,6 +120,11 @@ static int pack(const hr_sm90_pack_args *args)
     return taken((cudaError_t)hr_pack_sm90(args));
 }
 
+static int reference(const hr_sm90_reference_args *args)
+{
+    return taken((cudaError_t)hr_reference_sm90(args));
+}
+
 const hr_cuda_api hr_cuda_runtime = {
     .driver_version = driver_version,
     .runtime_version = runtime_version,
@@ -135,4 +141,5 @@ const hr_cuda_api hr_cuda_runtime = {
     .tile_scale = tile_scale,
     .no_keys = no_keys,
     .pack = pack,
+    .reference = reference,
 };
