@@ -38,7 +38,7 @@ debian_packages=(libjansson4 libjansson-dev libxxhash0 libxxhash-dev libcriterio
 wheels=(nvidia-cudnn-frontend==1.16.0 sageattention==1.0.6)
 
 pack() {
-    local bundle=$1 packages wheel package
+    local bundle=$1 packages wheel package hash
     mkdir -p "$bundle"
     rm -rf "$bundle/root" "$bundle/wheels" "$bundle/build"
     packages=$(mktemp -d)
@@ -57,10 +57,12 @@ pack() {
             --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
             -d "$bundle/wheels" "$wheel"
     done
+    hash=$(source_hash)
     build_tree build/gpu
+    [ "$hash" = "$(source_hash)" ] || { echo "gpu.sh: sources changed during the build" >&2 && return 1; }
     collect build/gpu "$bundle/build"
     strip --strip-debug "$bundle"/build/* 2>/dev/null || true
-    source_hash >"$bundle/build/sources"
+    echo "$hash" >"$bundle/build/sources"
     du -sh "$bundle"
 }
 
@@ -104,7 +106,7 @@ stage_build() {
 
 stage_check() {
     local failed=0
-    nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+    nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || true
     export HEADROOM_EXPECT_ISA=sm90 HEADROOM_FILTER='*sm90*' HEADROOM_SOURCE=$PWD
     [ -z "$quick" ] || export HEADROOM_QUICK=1
     build/gpu-run/test_device || failed=1
