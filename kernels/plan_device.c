@@ -154,8 +154,9 @@ static hr_sm90_args run_args(const hr_plan *plan, const hr_plan_io *io)
     args.k_head_bytes = (int64_t)io->k->head_bytes;
     args.v_head_bytes = (int64_t)io->v->head_bytes;
     args.q_scale = scale_of(io->q);
-    args.k_scale = scale_of(io->k);
-    args.v_scale = scale_of(io->v);
+    /* Kernels apply these as well as tile_scale, which has the scales of INT8 operands. */
+    if (io->k->recipe.dtype == HR_DTYPE_E4M3) args.k_scale = scale_of(io->k);
+    if (io->v->recipe.dtype == HR_DTYPE_E4M3) args.v_scale = scale_of(io->v);
     args.lse_bias = io->q->lse_bias;
     args.o = io->o->data;
     args.o_token_stride = io->o->stride[0];
@@ -169,12 +170,13 @@ static hr_sm90_args run_args(const hr_plan *plan, const hr_plan_io *io)
     return args;
 }
 
-static hr_status fill_tile_scale(const hr_plan *plan, const hr_sm90_args *args)
+static hr_status fill_tile_scale(const hr_plan *plan, const hr_plan_io *io,
+                                 const hr_sm90_args *args)
 {
     const bool v_by_token = plan->kernel->info.v_dtype == HR_DTYPE_I8;
     const hr_sm90_tile_scale_args scales = {
-        .k_scale = args->k_scale,
-        .v_scale = v_by_token ? args->v_scale : (hr_sm90_scale){.base = NULL},
+        .k_scale = scale_of(io->k),
+        .v_scale = v_by_token ? scale_of(io->v) : (hr_sm90_scale){.base = NULL},
         .cu_seqlens_kv = args->cu_seqlens_kv,
         .kv_tile_offset = args->kv_tile_offset,
         .batch = args->batch,
@@ -194,7 +196,7 @@ hr_status hr_plan_device_run(const hr_plan *plan, const hr_plan_io *io)
     if (args.total_q == 0) return HR_OK;
     if (args.total_kv == 0)
         return hr_cuda_status(api->no_keys(&args), "launch the kernel of problems without keys");
-    if (plan->device->tile_scale) HR_TRY(fill_tile_scale(plan, &args));
+    if (plan->device->tile_scale) HR_TRY(fill_tile_scale(plan, io, &args));
     const int error = api->attention(plan->kernel->device_kernel, &args);
     hr_status status = hr_cuda_status(error, "launch the kernel");
     return status == HR_OK ? HR_OK : hr_fail_in(status, "%s", plan->kernel->info.name);

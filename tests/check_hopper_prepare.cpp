@@ -46,7 +46,7 @@ Test(hopper_prepare, tile_scales_follow_tokens_and_end_with_sequences)
                     const int token = t < 2 ? t * 128 + key : 130 + key;
                     const bool real = token < (t < 2 ? 130 : 131);
                     const int at = by_token ? head * tokens + token : head;
-                    hr_sm90_set_tile_scale(tile.data(), key, real ? k[at] : 0,
+                    hr_sm90_set_tile_scale(tile.data(), key, real ? k[at] : 1,
                                            real && by_token ? v[at] : 1);
                 }
                 const float *has = &out[(head * tiles + t) * HR_SM90_TILE_SCALES];

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(HR_SM90_TILE_KV)
                           (int64_t)(tile - args.kv_tile_offset[sequence]) * HR_SM90_TILE_KV + key;
     const bool real = token < args.cu_seqlens_kv[sequence + 1];
     float *out = args.tile_scale + (head * args.kv_tiles + tile) * HR_SM90_TILE_SCALES;
-    hr_sm90_set_tile_scale(out, key, real ? scale_of(args.k_scale, head, token) : 0.0f,
+    hr_sm90_set_tile_scale(out, key, real ? scale_of(args.k_scale, head, token) : 1.0f,
                            real ? scale_of(args.v_scale, head, token) : 1.0f);
 }
 
