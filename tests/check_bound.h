@@ -51,6 +51,7 @@ typedef struct error_model {
     double exp_error;              /* relative */
     double p_relative, p_absolute; /* of the weight; of the tile's largest */
     double sum_absolute;           /* of the tile's largest, in the sum of an even tile */
+    double tile_least;             /* a tile that weighs less than this counts as this much */
     bool fold_v;                   /* V's token scales are rounded together with P */
     bool p_running;   /* P is rounded relative to a running maximum: M_t is that of all keys */
     bool half;        /* products are in FP16: check_bound_half.h */
@@ -91,6 +92,7 @@ static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *r
         model.exp_error = HR_INTEGER_WEIGHT_ERROR + 0x1p-10 * HR_INTEGER_LN2 + 0x1p-10 + 1e-5;
         model.p_absolute = (0.5 + 1.0 / 256) / 255;
         model.sum_absolute = 0.5 / 128 / 255;
+        model.tile_least = 0x1p-98; /* 2^-100, over weights that rounding may have made smaller */
         model.fold_v = true;
         if (groups) model.dot_terms = 4; /* code * (group scale / token scale) is rounded */
         break;
@@ -312,8 +314,9 @@ static inline void bound_row(const bound_input *in, const key_facts *keys, doubl
     double total = 8 * UNIT; /* T */
     if (sink > -INFINITY)
         total += exp(sink - lse) * (joined + 4 * UNIT * (fabs(sink) + fabs(bias)));
-    double top = 0; /* M_t */
+    double top = 0, largest_fold = 0; /* M_t */
     for (int32_t j = 0; j < state->keys; j++) {
+        largest_fold = fmax(largest_fold, keys[j].fold);
         if (j % tile == 0) top = tile_top(model, state, keys, j);
         if (!state->visible[j]) continue;
         state->error[j] = expm1(state->error[j]) + model->exp_error + joined;
@@ -340,6 +343,7 @@ static inline void bound_row(const bound_input *in, const key_facts *keys, doubl
             if (!state->visible[j]) continue;
             const double weight = state->weight[j];
             double factor = weight * (state->error[j] + total + 2 * UNIT) + SMALLEST;
+            factor += model->tile_least * largest_fold / keys[j].fold;
             if (model->half) factor += HALF_LOST * top;
             factor += model->p_relative * weight + model->p_absolute * top / keys[j].fold;
             for (int32_t c = 0; c < head_dim; c++)
