@@ -125,8 +125,9 @@ INLINE uint64_t visible_bits(int32_t lo, int32_t hi, int32_t first)
 /* Are there keys of this subtile that some row of the group does not see? */
 INLINE bool is_masked(const task *t, const group_state *group, int subtile)
 {
-    const int32_t first = t->first + subtile * SUBTILE;
-    return group->common_lo > first || group->common_hi < first + SUBTILE;
+    const int32_t first = t->first + subtile * SUBTILE, keys = t->args->seqlen_kv;
+    const int32_t last = first + SUBTILE < keys ? first + SUBTILE : keys;
+    return group->common_lo > first || group->common_hi < last;
 }
 
 /* The subtiles with keys for the group; false when there are none. */

@@ -138,7 +138,7 @@ INLINE __m512 round22(__m512 x)
 
 /*
  * Step 1 for a tile of `count` keys: scales are 0 from there on, and k_max and v_max the largest.
- * Columns that are no keys get finite numbers.
+ * Columns that are no keys get y = 65535, which gives them no weight.
  */
 static inline tile_exponents scale_columns(const float k_scale[HR_INTEGER_TILE], float k_max,
                                            const float v_scale[HR_INTEGER_TILE], float v_max,
@@ -159,8 +159,9 @@ static inline tile_exponents scale_columns(const float k_scale[HR_INTEGER_TILE],
         least = _mm512_mask_min_ps(least, keys, least, r[j / 16]);
         _mm512_store_ps(c->k + at, k);
         _mm512_store_ps(c->k_magic + at, _mm512_mul_ps(k, _mm512_set1_ps(-HR_INTEGER_MAGIC)));
-        _mm512_store_ps(c->u + at, _mm512_fnmadd_ps(log2_of(w), _mm512_set1_ps(HR_INTEGER_OCTAVE),
-                                                    _mm512_set1_ps(HR_INTEGER_OFFSET)));
+        const __m512 u = _mm512_fnmadd_ps(log2_of(w), _mm512_set1_ps(HR_INTEGER_OCTAVE),
+                                          _mm512_set1_ps(HR_INTEGER_OFFSET));
+        _mm512_store_ps(c->u + at, _mm512_mask_mov_ps(_mm512_set1_ps(65535), keys, u));
     }
     const float r_max = _mm512_reduce_max_ps(largest), r_min = _mm512_reduce_min_ps(least);
     tile.even = r_max <= HR_INTEGER_EVEN * r_min;
