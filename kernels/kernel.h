@@ -109,7 +109,7 @@ typedef struct hr_kernel_args {
     int32_t range_count;
     hr_kernel_operand q, k, v;
     hr_dtype p_dtype;
-    uint32_t isa_mask; /* the instruction sets the plan may use, beyond the kernel's own */
+    uint32_t isa_mask;     /* the instruction sets the plan may use, beyond the kernel's own */
     const float *lse_bias; /* [seqlen_q] of this head, or NULL; added to LSE times softmax_scale */
     float softmax_scale;
     /*
