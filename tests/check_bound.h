@@ -50,7 +50,7 @@ typedef struct error_model {
     double dot_terms;              /* n */
     double exp_error;              /* relative */
     double p_relative, p_absolute; /* of the weight; of the tile's largest */
-    double sum_absolute;           /* of the tile's largest, in the sum of an even tile */
+    double sum_absolute;           /* of the tile's largest, in the sum of an even or wide tile */
     double tile_least;             /* a tile that weighs less than this counts as this much */
     bool fold_v;                   /* V's token scales are rounded together with P */
     bool p_running;   /* P is rounded relative to a running maximum: M_t is that of all keys */
@@ -254,7 +254,7 @@ static inline double tile_top(const error_model *model, const row_state *state,
     return top;
 }
 
-/* What rounding weights to integers adds to T: in tiles whose V scales are within a factor of 8. */
+/* What rounding weights to integers adds to T: in even and wide tiles. */
 static inline double bound_sum(const error_model *model, const row_state *state,
                                const key_facts *keys)
 {
@@ -266,7 +266,7 @@ static inline double bound_sum(const error_model *model, const row_state *state,
             largest = fmax(largest, keys[j].fold);
             if (state->visible[j]) inverse += 1 / keys[j].fold;
         }
-        if (largest <= (double)HR_INTEGER_EVEN * 1.0001 * least)
+        if (largest <= (double)HR_INTEGER_WIDE * 1.0001 * least)
             total += model->sum_absolute * inverse * tile_top(model, state, keys, begin);
     }
     return total;

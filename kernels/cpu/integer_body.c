@@ -30,9 +30,9 @@ typedef struct row_state {
 typedef struct tile_scales {
     int32_t f, e;
     float h; /* H */
-    bool even;
+    bool even, wide;
     float k[HR_INTEGER_TILE], u[HR_INTEGER_TILE], r[HR_INTEGER_TILE];
-    int32_t sum[HR_INTEGER_TILE]; /* R_j */
+    int32_t sum[HR_INTEGER_TILE], rest[HR_INTEGER_TILE]; /* A_j, B_j */
 } tile_scales;
 
 typedef struct body {
@@ -112,9 +112,13 @@ static void prepare_tile(body *b, int32_t count)
         r_min = tile->r[j] < r_min ? tile->r[j] : r_min;
     }
     tile->even = r_max <= HR_INTEGER_EVEN * r_min;
+    tile->wide = !tile->even && r_max <= HR_INTEGER_WIDE * r_min;
     tile->h = r_max;
-    for (int32_t j = 0; j < count && tile->even; j++)
-        tile->sum[j] = hr_integer_round(tile->r[j] * (4096 / r_max));
+    for (int32_t j = 0; j < count && (tile->even || tile->wide); j++) {
+        const float r = tile->r[j] * (4096 / r_max);
+        tile->sum[j] = hr_integer_round(r);
+        tile->rest[j] = hr_integer_round((r - (float)tile->sum[j]) * 4096);
+    }
 }
 
 static void load_tile(body *b, hr_integer_expand expand_k, hr_integer_expand expand_v)
@@ -175,21 +179,23 @@ static float make_distances(const float *y, float a, int32_t lo, int32_t hi, int
     return HR_INTEGER_OFFSET - (direct ? (float)least : exact);
 }
 
-/* Step 4: P, and the sums s of the lanes where the tile is even. */
+/* Step 4: P, and the sums s of the lanes where the tile is even or wide. */
 static void make_weights(const tile_scales *tile, const int32_t *distance, int32_t lo, int32_t hi,
                          int16_t *p, float s[HR_INTEGER_LANES])
 {
-    int32_t sum[HR_INTEGER_LANES] = {0};
+    int32_t sum[HR_INTEGER_LANES] = {0}, rest[HR_INTEGER_LANES] = {0};
     for (int32_t j = lo; j < hi; j++) {
         int32_t weight = hr_integer_weight(distance[j]);
         p[j] = (int16_t)hr_integer_p(weight);
-        if (tile->even) sum[hr_integer_lane(j)] += weight * tile->sum[j];
+        if (!tile->even && !tile->wide) continue;
+        sum[hr_integer_lane(j)] += weight * tile->sum[j];
+        if (tile->wide) rest[hr_integer_lane(j)] += weight * tile->rest[j];
     }
     for (int k = 0; k < HR_INTEGER_LANES; k++)
-        s[k] = (float)sum[k];
+        s[k] = tile->wide ? fmaf((float)rest[k], 0x1p-12f, (float)sum[k]) : (float)sum[k];
 }
 
-/* Step 4: the sums s of the lanes where the tile is not even; returns 24576 - n0. */
+/* Step 4: the sums s of the lanes where the tile is neither; returns 24576 - n0. */
 static float sum_uneven(const body *b, int32_t index, int32_t lo, int32_t hi,
                         float s[HR_INTEGER_LANES])
 {
@@ -223,7 +229,7 @@ static void update_row(body *b, int32_t index, int32_t lo, int32_t hi)
     float alpha_o = ldexpf(alpha, row->e - e);
     float beta_o = ldexpf(beta, tile->e - e - b->v_fraction);
     float beta_l = beta * (tile->h * 0x1p-19f);
-    if (!tile->even) {
+    if (!tile->even && !tile->wide) {
         float sum_largest = sum_uneven(b, index, lo, hi, s);
         beta_l = 255 * hr_integer_exp2((sum_largest - m) / HR_INTEGER_OCTAVE);
     }

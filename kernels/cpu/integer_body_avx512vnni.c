@@ -293,9 +293,7 @@ static void update_state(const task *t, passage *w, __m512 tile_m)
     exp2_of(z, 2);
     const __m512 alpha = z[0], beta = z[1];
     _mm512_store_ps(w->alpha, alpha);
-    /* What multiplies sums of weights, which are not wanted where the tile is not even. */
-    _mm512_store_ps(
-        w->beta, _mm512_maskz_mul_ps(t->tile.even ? 0xffff : 0, beta, _mm512_set1_ps(t->tile.sum)));
+    _mm512_store_ps(w->beta, _mm512_mul_ps(beta, _mm512_set1_ps(t->tile.sum)));
     _mm512_store_ps(w->alpha_o, _mm512_scalef_ps(alpha, _mm512_sub_ps(e, new_e)));
     /* A row that has seen no key yet has e = -1000; 0 for this tile's zeros, not inf. */
     _mm512_store_ps(w->beta_o, _mm512_maskz_scalef_ps(seen, beta, _mm512_sub_ps(tile_e, new_e)));
@@ -324,10 +322,11 @@ static void make_scores(task *t, passage *w)
 
 /* Step 4 for rows r and r + 1, and their sums of step 6. Keys not seen are 65535 in y: no weight.
  */
-INLINE void make_weights(const task *t, passage *w, int r, bool half)
+INLINE void make_weights(const task *t, passage *w, int r, bool wide, bool half)
 {
     const weight_constants c = load_weight_constants();
     __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    __m512i rest[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
     const __m512i top[2] = {_mm512_set1_epi16((int16_t)(HR_INTEGER_TOP + w->least[r])),
                             _mm512_set1_epi16((int16_t)(HR_INTEGER_TOP + w->least[r + 1]))};
     for (int s = w->begin; s < w->end; s++) {
@@ -338,21 +337,26 @@ INLINE void make_weights(const task *t, passage *w, int r, bool half)
             e[i] = weights_of(_mm512_load_si512(w->y[s][r + i / 2] + i % 2 * 32), top[i / 2], &c,
                               half);
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < 4; i++) {
             add_weights(&sum[i / 2], e[i], _mm512_load_si512(columns->sum + i % 2 * 32));
+            if (wide)
+                add_weights(&rest[i / 2], e[i], _mm512_load_si512(columns->rest + i % 2 * 32));
+        }
         _mm512_store_si512(w->p[s][r], pack_weights(e[0], e[1], &c));
         _mm512_store_si512(w->p[s][r + 1], pack_weights(e[2], e[3], &c));
     }
     for (int i = 0; i < 2; i++) {
         float *l = w->group->l[r + i];
-        __m512 old = _mm512_mul_ps(_mm512_load_ps(l), _mm512_set1_ps(w->alpha[r + i]));
-        if (!t->tile.even) old = _mm512_load_ps(l); /* add_uneven_sums does both */
-        _mm512_store_ps(
-            l, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i]), _mm512_set1_ps(w->beta[r + i]), old));
+        const __m512 lanes = wide ? join_sums(sum[i], rest[i]) : _mm512_cvtepi32_ps(sum[i]);
+        const __m512 old = _mm512_mul_ps(_mm512_load_ps(l), _mm512_set1_ps(w->alpha[r + i]));
+        /* In other tiles add_uneven_sums does it. */
+        if (t->tile.even || t->tile.wide)
+            _mm512_store_ps(l, _mm512_fmadd_ps(lanes, _mm512_set1_ps(w->beta[r + i]), old));
     }
 }
 
-/* The row sums of step 6 where the tile is not even: rare, so the logits are made again. */
+/* The row sums of step 6 where the tile is neither even nor wide: rare, so the logits are made
+ * again. */
 static void add_uneven_sums(task *t, passage *w)
 {
     ALIGNED float x[HR_INTEGER_TILE];
@@ -374,12 +378,14 @@ static void add_uneven_sums(task *t, passage *w)
 static void make_group_weights(task *t, passage *w)
 {
     for (int r = 0; r < ROWS; r += 2) {
-        if (t->half)
-            make_weights(t, w, r, true);
+        if (!t->half)
+            make_weights(t, w, r, t->tile.wide, false);
+        else if (t->tile.wide)
+            make_weights(t, w, r, true, true);
         else
-            make_weights(t, w, r, false);
+            make_weights(t, w, r, false, true);
     }
-    if (!t->tile.even) add_uneven_sums(t, w);
+    if (!t->tile.even && !t->tile.wide) add_uneven_sums(t, w);
 }
 
 /* O = T * beta + O * alpha for six rows and 16 * vectors channels from `channel` on. */

@@ -135,7 +135,8 @@ static void update_rows(decode_state *s, int32_t row)
     _mm512_store_ps(s->e + row, new_e);
 }
 
-/* The sums of step 4 for a row of a tile that is not even; what multiplies them in l. */
+/* The sums of step 4 for a row of a tile that is neither even nor wide; what multiplies them in l.
+ */
 static __m512 sum_uneven_row(const decode_state *s, int32_t row, __m512 *factor)
 {
     ALIGNED float x[DECODE_TILE];
@@ -148,11 +149,11 @@ static __m512 sum_uneven_row(const decode_state *s, int32_t row, __m512 *factor)
  * Step 4 for one row: P in 4 blocks of 64 keys, dword 4 L + i of a block its keys 16 i + 4 L. Keys
  * that are not seen are 65535 in y and have no weight.
  */
-INLINE void make_row_weights(decode_state *s, int32_t row, bool half)
+INLINE void make_row_weights(decode_state *s, int32_t row, bool wide, bool half)
 {
     const weight_constants c = load_weight_constants();
     const __m512i top = _mm512_set1_epi16((int16_t)(HR_INTEGER_TOP + s->least[row]));
-    __m512i sum = _mm512_setzero_si512();
+    __m512i sum = _mm512_setzero_si512(), rest = _mm512_setzero_si512();
     for (int32_t j = s->from; j < s->to; j += 64) {
         const tile_columns *columns = &s->columns[j / HR_MICRO_COLUMNS];
         __m512i e[2];
@@ -160,21 +161,26 @@ INLINE void make_row_weights(decode_state *s, int32_t row, bool half)
         for (int i = 0; i < 2; i++) {
             e[i] = weights_of(_mm512_load_si512(s->y[row] + j + 32 * i), top, &c, half);
             add_weights(&sum, e[i], _mm512_load_si512(columns->sum + 32 * i));
+            if (wide) add_weights(&rest, e[i], _mm512_load_si512(columns->rest + 32 * i));
         }
         _mm512_store_si512(s->p[row] + j, pack_weights(e[0], e[1], &c));
     }
-    __m512 total = _mm512_cvtepi32_ps(sum), factor = _mm512_set1_ps(s->beta[row]);
-    if (!s->exponents.even && s->largest[row] > -INFINITY) total = sum_uneven_row(s, row, &factor);
+    __m512 total = wide ? join_sums(sum, rest) : _mm512_cvtepi32_ps(sum);
+    __m512 factor = _mm512_set1_ps(s->beta[row]);
+    if (!s->exponents.even && !s->exponents.wide && s->largest[row] > -INFINITY)
+        total = sum_uneven_row(s, row, &factor);
     const __m512 old = _mm512_mul_ps(_mm512_load_ps(s->l[row]), _mm512_set1_ps(s->alpha[row]));
     _mm512_store_ps(s->l[row], _mm512_fmadd_ps(total, factor, old));
 }
 
 static void make_weights(decode_state *s, int32_t row)
 {
-    if (s->half)
-        make_row_weights(s, row, true);
+    if (!s->half)
+        make_row_weights(s, row, s->exponents.wide, false);
+    else if (s->exponents.wide)
+        make_row_weights(s, row, true, true);
     else
-        make_row_weights(s, row, false);
+        make_row_weights(s, row, false, true);
 }
 
 /* Step 6 for O. */

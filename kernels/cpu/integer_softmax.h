@@ -12,8 +12,9 @@
  *        F = floor(log2(max k_scale_j))      k_j = round22(k_scale_j * 2^-F)        in [0, 2)
  *        E = floor(log2(max v_scale_j))      w_j = max(v_scale_j * 2^-E, 2^-64)     in (0, 2)
  *        u_j = 24 * 1024 - 1024 log2(w_j), as hr_integer_log2     r_j = 1 / w_j
- *        H = max r_j                         R_j = r_j * (4096 / H) rounded to an integer
- *    The tile is even when H <= 8 min r_j: R_j >= 512 is then good to 2^-10.
+ *        H = max r_j      R_j = r_j * (4096 / H)      A_j = [R_j]      B_j = [(R_j - A_j) * 4096]
+ *    where [] rounds to the nearest integer. The tile is even when H <= 8 min r_j: A_j >= 512 is
+ *    then good to 2^-10. It is wide when it is not even and H <= 128 min r_j.
  *    round22 rounds to 22 significant bits, so that 1.5 * 2^23 * k_j is exact (see 3).
  *    Scales in groups of channels: k_scale_j and v_scale_j are the largest of the token's groups,
  *    and the codes become fixed-point numbers with f fraction bits, an int16 (hr_integer_fraction):
@@ -36,8 +37,10 @@
  * 4. Weights. e_ij = hr_integer_weight(Y_ij - N), about 32640 * 2^((N - Y_ij) / 1024), an integer;
  *    0 from 16 octaves on, and so for every key that stopped at 65535.
  *        P_ij = (e_ij + 64) >> 7, at most 255
- *        s_k = sum of e_ij * R_j, exact in int32, over the keys of lane k (hr_integer_lane)
- *    or, in a tile that is not even, where a key may matter to the sum and not to O,
+ *        s_k = sum of e_ij * A_j, exact in int32, over the keys of lane k (hr_integer_lane)
+ *    in an even tile; in a wide one, with the sum of e_ij * B_j, exact too,
+ *        s_k = fma((float)sum B, 2^-12, (float)sum A)
+ *    and in any other, where a key may matter to the sum and not to O,
  *        x_ij = fma((float)S_ij * k_j, -a, 24576)      n0 = min x_ij
  *        s_k = sum of 2^max((n0 - x_ij) / 1024, -100) over j = k, k + 16, ... ascending, 16 lanes
  *    V's scale is inside P before it is rounded, and taken out of the sum again: softmax weights
@@ -47,7 +50,7 @@
  *        m' = max(m, M)                      e' = max(e, E)
  *        alpha = 2^max((m - m') / 1024, -100)      beta = 2^max((M - m') / 1024, -100)
  *        l_k = fma((float)s_k, beta * (H * 2^-19), l_k * alpha)
- *        l_k = fma(s_k, 255 * 2^((24576 - n0 - m') / 1024), l_k * alpha)   where not even
+ *        l_k = fma(s_k, 255 * 2^((24576 - n0 - m') / 1024), l_k * alpha)   in the third case
  *        O_c = fma((float)T_ic, beta * 2^(E - e' - f), O_c * (alpha * 2^(e - e')))
  *    P is relative to the tile's own maximum, not to the running one: later tiles keep 8 bits.
  * 7. l = the sum of the lanes as a tree: k + (k + 8), then + 4, + 2, + 1. hr_integer_finish gives
@@ -55,7 +58,7 @@
  *
  * Range. Nothing above overflows or is NaN for finite scales > 0 and any sequence length:
  * |y| < 2^123 by the bound on a; where y is rounded without n, |y| < 64 * 2^23 + 2^17 fits int32;
- * e_ij * R_j <= 32640 * 4096, and a lane has 16 keys: below 2^31; alpha and beta stay out of the
+ * e_ij * A_j <= 32640 * 4096, and a lane has 16 keys: below 2^31; alpha and beta stay out of the
  * denormals, which are 60 times slower. Row states need no case for "no tile yet": alpha then
  * multiplies zeros.
  */
@@ -81,6 +84,7 @@ enum {
 #define HR_INTEGER_OFFSET 24576.0f  /* where y is for a logit of 0 */
 #define HR_INTEGER_MAX_LEAST 34820  /* 65535 - HR_INTEGER_TOP: larger N leave int16 */
 #define HR_INTEGER_MAX_DIRECT 64.0f /* a from which logits may leave int32 */
+#define HR_INTEGER_WIDE 128.0f      /* largest ratio of 1 / w in a wide tile */
 #define HR_INTEGER_EVEN 8.0f        /* largest ratio of 1 / w in an even tile */
 #define HR_INTEGER_MAGIC 0x1.8p23f  /* adding it to |x| < 2^22 rounds x to an integer */
 #define HR_INTEGER_MIN_LOG2 -100.0f

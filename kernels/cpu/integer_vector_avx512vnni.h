@@ -46,20 +46,22 @@ enum { HR_MICRO_COLUMNS = 64 };
 
 /*
  * Step 1 for 64 keys: what makes logits of sums and sums of weights. S * k = fma(bits of 1.5 * 2^23
- * + S, k, k_magic). `sum` (R) is in the order of packed logits, all else in that of the keys.
+ * + S, k, k_magic). `sum` and `rest` (A and B) are in the order of packed logits, all else in that
+ * of the keys.
  */
 typedef struct tile_columns {
     ALIGNED float k[HR_MICRO_COLUMNS];
     float k_magic[HR_MICRO_COLUMNS];
     float u[HR_MICRO_COLUMNS];
     int16_t sum[HR_MICRO_COLUMNS];
+    int16_t rest[HR_MICRO_COLUMNS];
 } tile_columns;
 
 /* F and E of a tile, what a row's sum is multiplied with, H * 2^-19, and the kind of sum. */
 typedef struct tile_exponents {
     int32_t f, e;
     float sum;
-    bool even;
+    bool even, wide;
 } tile_exponents;
 
 /* What weights are made with: keep it in registers. */
@@ -102,10 +104,17 @@ INLINE __m512i weights_of(__m512i y, __m512i top, const weight_constants *c, boo
     return from_half(_mm512_subs_epu16(line, bend), half);
 }
 
-/* s += e * R, sums of the lanes of hr_integer_lane. In assembly: gcc 12 copies the sum. */
+/* s += e * A or e * B, sums of the lanes of hr_integer_lane. In assembly: gcc 12 copies the sum. */
 INLINE void add_weights(__m512i *s, __m512i e, __m512i sum)
 {
     __asm__("vpdpwssd %2, %1, %0" : "+v"(*s) : "v"(e), "v"(sum));
+}
+
+/* The sums of a wide tile's lanes. */
+INLINE __m512 join_sums(__m512i sum, __m512i rest)
+{
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(rest), _mm512_set1_ps(0x1p-12f),
+                           _mm512_cvtepi32_ps(sum));
 }
 
 /* P of 64 keys, in the key order of HR_LAYOUT_VNNI_V. */
@@ -165,14 +174,21 @@ static inline tile_exponents scale_columns(const float k_scale[HR_INTEGER_TILE],
     }
     const float r_max = _mm512_reduce_max_ps(largest), r_min = _mm512_reduce_min_ps(least);
     tile.even = r_max <= HR_INTEGER_EVEN * r_min;
+    tile.wide = !tile.even && r_max <= HR_INTEGER_WIDE * r_min;
     tile.sum = r_max * 0x1p-19f;
     const __m512 unit = _mm512_set1_ps(4096 / r_max);
     for (int32_t j = 0; j < HR_INTEGER_TILE; j += 32) {
         tile_columns *c = &columns[j / HR_MICRO_COLUMNS];
         const int32_t at = j % HR_MICRO_COLUMNS;
-        __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(r[j / 16], unit));
-        __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(r[j / 16 + 1], unit));
-        _mm512_store_si512(c->sum + at, _mm512_packs_epi32(low, high));
+        __m512i sum[2], rest[2];
+        for (int i = 0; i < 2; i++) {
+            const __m512 scaled = _mm512_mul_ps(r[j / 16 + i], unit);
+            sum[i] = _mm512_cvtps_epi32(scaled);
+            const __m512 left = _mm512_sub_ps(scaled, _mm512_cvtepi32_ps(sum[i]));
+            rest[i] = _mm512_cvtps_epi32(_mm512_mul_ps(left, _mm512_set1_ps(4096)));
+        }
+        _mm512_store_si512(c->sum + at, _mm512_packs_epi32(sum[0], sum[1]));
+        _mm512_store_si512(c->rest + at, _mm512_packs_epi32(rest[0], rest[1]));
     }
     return tile;
 }
@@ -189,8 +205,8 @@ INLINE float sum_of_lanes(__m512 l)
 }
 
 /*
- * The lanes' sums of step 4 where a tile is not even, and what multiplies them in l. x is in the
- * order of the keys, +inf for those not seen; m is the row's m'.
+ * The lanes' sums of step 4 where a tile is neither even nor wide, and what multiplies them in l. x
+ * is in the order of the keys, +inf for those not seen; m is the row's m'.
  */
 INLINE __m512 sum_uneven(const float *x, int32_t begin, int32_t end, float m, __m512 *factor)
 {
