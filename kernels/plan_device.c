@@ -51,12 +51,13 @@ static hr_status copy_arrays(const hr_plan *plan, hr_plan_device *device)
         status = hr_device_copy(HR_DEVICE_CUDA, device->memory, HR_DEVICE_CPU, staged,
                                 count * sizeof *staged, NULL);
     free(staged);
+    if (status != HR_OK) return status;
     const int32_t *there = device->memory;
     device->args.cu_seqlens_q = there;
     device->args.cu_seqlens_kv = there + offsets;
     device->args.kv_tile_offset = there + 2 * offsets;
     device->args.sinks = problem->sinks ? (const float *)(there + 3 * offsets) : NULL;
-    return status;
+    return HR_OK;
 }
 
 static hr_status prepare(const hr_plan *plan, void *stream, hr_plan_device *device)
