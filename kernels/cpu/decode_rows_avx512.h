@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "kernel.h"
+#include "token_scales_avx512.h"
 
 #define DECODE_INLINE static inline __attribute__((always_inline))
 #define ALIGNED __attribute__((aligned(64)))
@@ -75,21 +76,6 @@ static inline void find_rows(const hr_kernel_operand *operand, int64_t first, in
     }
     for (; j < DECODE_TILE; j++)
         out->slot[j] = out->slot[count - 1];
-}
-
-/* scale[j] of the keys [first, first + count) with scales by token, page run by page run. */
-static inline void copy_token_scales(const hr_kernel_operand *operand, int64_t first, int32_t count,
-                                     float *scale)
-{
-    int32_t run;
-    for (int32_t j = 0; j < count; j += run) {
-        run = hr_kernel_run(operand, first + j, count - j);
-        const float *source = operand->scale + hr_kernel_slot(operand, first + j);
-        for (int32_t i = 0; i < run; i += 16) {
-            __mmask16 mask = (__mmask16)(run - i < 16 ? (1 << (run - i)) - 1 : 0xffff);
-            _mm512_mask_storeu_ps(scale + j + i, mask, _mm512_maskz_loadu_ps(mask, source + i));
-        }
-    }
 }
 
 /* 64 bytes of a row, zeros past its end. */

@@ -82,29 +82,13 @@ size_t hr_integer_attention_avx512vnni_scratch(int32_t head_dim)
            rows * (size_t)hr_integer_vnni_channels(head_dim) * sizeof(float);
 }
 
-/* One scale a key of the tile, 0 past the end of the sequence; returns the largest. */
-static float gather_scales(const task *t, const hr_kernel_operand *operand, float *scale)
-{
-    int32_t count = t->args->seqlen_kv - t->first;
-    if (count > HR_INTEGER_TILE) count = HR_INTEGER_TILE;
-    if (operand->granularity == HR_GRANULARITY_TOKEN && !operand->pages)
-        memcpy(scale, operand->scale + t->first, (size_t)count * sizeof *scale);
-    else
-        for (int32_t j = 0; j < count; j++)
-            scale[j] = hr_integer_token_scale(operand, t->head_dim, t->first + j);
-    memset(scale + count, 0, (size_t)(HR_INTEGER_TILE - count) * sizeof *scale);
-    __m512 largest = _mm512_setzero_ps();
-    for (int32_t j = 0; j < HR_INTEGER_TILE; j += 16)
-        largest = _mm512_max_ps(largest, _mm512_load_ps(scale + j));
-    return _mm512_reduce_max_ps(largest);
-}
-
 /* Step 1, and a of step 2 when F has changed. */
 static void prepare_tile(task *t)
 {
-    const int32_t f = t->tile.f, count = t->args->seqlen_kv - t->first;
-    const float k_max = gather_scales(t, &t->args->k, t->k_scale);
-    const float v_max = gather_scales(t, &t->args->v, t->v_scale);
+    const int32_t f = t->tile.f, left = t->args->seqlen_kv - t->first;
+    const int32_t count = left < HR_INTEGER_TILE ? left : HR_INTEGER_TILE;
+    const float k_max = gather_scales(&t->args->k, t->head_dim, t->first, count, t->k_scale);
+    const float v_max = gather_scales(&t->args->v, t->head_dim, t->first, count, t->v_scale);
     t->tile = scale_columns(t->k_scale, k_max, t->v_scale, v_max, count, t->columns);
     if (f == t->tile.f) return;
     const double unit = ldexp(HR_INTEGER_OCTAVE, t->tile.f);
@@ -164,13 +148,10 @@ static void make_exact_logits(const task *t, const group_state *group, int subti
     }
 }
 
-/* round16 of y - n, packed as micro_qk_logits does. */
+/* round16 of y - n for 32 keys, packed as micro_qk_logits does. */
 INLINE __m512i round_logits(const float *y, __m512 n)
 {
-    const __m512 top = _mm512_set1_ps(65535);
-    __m512 low = _mm512_min_ps(_mm512_sub_ps(_mm512_load_ps(y), n), top);
-    __m512 high = _mm512_min_ps(_mm512_sub_ps(_mm512_load_ps(y + 16), n), top);
-    return _mm512_packus_epi32(_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high));
+    return pack_logits(_mm512_load_ps(y), _mm512_load_ps(y + 16), n);
 }
 
 /* Step 3 for 64 keys that not every row sees. */
@@ -278,33 +259,10 @@ static __m512 find_largest(task *t, passage *w)
                               _mm512_load_ps(offset));
 }
 
-/* Step 6, the scalars of the group's rows. */
-static void update_state(const task *t, passage *w, __m512 tile_m)
-{
-    group_state *group = w->group;
-    const __m512 tile_e = _mm512_set1_ps((float)t->tile.e);
-    const __m512 m = _mm512_load_ps(group->m), e = _mm512_load_ps(group->e);
-    const __m512 octave = _mm512_set1_ps(1.0f / HR_INTEGER_OCTAVE);
-    const __mmask16 seen = _mm512_cmp_ps_mask(tile_m, _mm512_set1_ps(-INFINITY), _CMP_GT_OQ);
-    const __m512 new_m = _mm512_max_ps(tile_m, m);
-    const __m512 new_e = _mm512_mask_max_ps(e, seen, tile_e, e);
-    __m512 z[2] = {_mm512_mul_ps(_mm512_sub_ps(m, new_m), octave),
-                   _mm512_mul_ps(_mm512_sub_ps(tile_m, new_m), octave)};
-    exp2_of(z, 2);
-    const __m512 alpha = z[0], beta = z[1];
-    _mm512_store_ps(w->alpha, alpha);
-    _mm512_store_ps(w->beta, _mm512_mul_ps(beta, _mm512_set1_ps(t->tile.sum)));
-    _mm512_store_ps(w->alpha_o, _mm512_scalef_ps(alpha, _mm512_sub_ps(e, new_e)));
-    /* A row that has seen no key yet has e = -1000; 0 for this tile's zeros, not inf. */
-    _mm512_store_ps(w->beta_o, _mm512_maskz_scalef_ps(seen, beta, _mm512_sub_ps(tile_e, new_e)));
-    _mm512_store_ps(group->m, new_m);
-    _mm512_store_ps(group->e, new_e);
-}
-
 /* Steps 3 and 6 but O: scores, N and M, and what the tile does to m, e, l and O. */
 static void make_scores(task *t, passage *w)
 {
-    const group_state *group = w->group;
+    group_state *group = w->group;
     const int64_t quads = t->head_dim / 4;
     const int32_t *q = t->q + w->first_row * quads;
     for (int r = 0; r < ROWS; r++)
@@ -317,7 +275,8 @@ static void make_scores(task *t, passage *w)
             micro_qk_logits(q, k, quads, group->init, &t->columns[s], group->a, w->y[s][0],
                             t->lanes[0]);
     }
-    update_state(t, w, find_largest(t, w));
+    join_tile(&t->tile, find_largest(t, w),
+              (row_scalars){group->m, group->e, w->alpha, w->beta, w->alpha_o, w->beta_o});
 }
 
 /* Step 4 for rows r and r + 1, and their sums of step 6. Keys not seen are 65535 in y: no weight.

@@ -64,10 +64,8 @@ INLINE __m512 logits_of(const decode_state *s, int32_t row, int32_t key, bool va
 /* round16 of 32 keys' y - n, packed. */
 INLINE __m512i round_logits(const decode_state *s, int32_t row, int32_t key, __m512 n, bool masked)
 {
-    const __m512 top = _mm512_set1_ps(65535);
-    __m512 low = _mm512_min_ps(_mm512_sub_ps(logits_of(s, row, key, true, masked), n), top);
-    __m512 high = _mm512_min_ps(_mm512_sub_ps(logits_of(s, row, key + 16, true, masked), n), top);
-    return _mm512_packus_epi32(_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high));
+    return pack_logits(logits_of(s, row, key, true, masked),
+                       logits_of(s, row, key + 16, true, masked), n);
 }
 
 /* Step 3 for a row whose N leaves int16; returns n. */
@@ -110,29 +108,6 @@ static void make_logits(decode_state *s, int32_t row)
         return;
     s->largest[row] = HR_INTEGER_OFFSET - remake_logits(s, row, masked);
     s->least[row] = 0;
-}
-
-/* Step 6, the scalars of 16 rows from `row` on. */
-static void update_rows(decode_state *s, int32_t row)
-{
-    const __m512 tile_m = _mm512_load_ps(s->largest + row),
-                 tile_e = _mm512_set1_ps((float)s->exponents.e);
-    const __m512 m = _mm512_load_ps(s->m + row), e = _mm512_load_ps(s->e + row);
-    const __mmask16 seen = _mm512_cmp_ps_mask(tile_m, _mm512_set1_ps(-INFINITY), _CMP_GT_OQ);
-    const __m512 new_m = _mm512_max_ps(tile_m, m);
-    const __m512 new_e = _mm512_mask_max_ps(e, seen, tile_e, e);
-    const __m512 octave = _mm512_set1_ps(1.0f / HR_INTEGER_OCTAVE);
-    __m512 z[2] = {_mm512_mul_ps(_mm512_sub_ps(m, new_m), octave),
-                   _mm512_mul_ps(_mm512_sub_ps(tile_m, new_m), octave)};
-    exp2_of(z, 2);
-    _mm512_store_ps(s->alpha + row, z[0]);
-    _mm512_store_ps(s->beta + row, _mm512_mul_ps(z[1], _mm512_set1_ps(s->exponents.sum)));
-    _mm512_store_ps(s->alpha_o + row, _mm512_scalef_ps(z[0], _mm512_sub_ps(e, new_e)));
-    /* A row that has seen no key has e = -1000: its factor for zeros must not be inf. */
-    _mm512_store_ps(s->beta_o + row,
-                    _mm512_maskz_scalef_ps(seen, z[1], _mm512_sub_ps(tile_e, new_e)));
-    _mm512_store_ps(s->m + row, new_m);
-    _mm512_store_ps(s->e + row, new_e);
 }
 
 /* The sums of step 4 for a row of a tile that is neither even nor wide; what multiplies them in l.
@@ -219,7 +194,9 @@ static void update_softmax(decode_state *s, const code_rows *k, const code_rows 
         make_logits(s, row);
     }
     for (int32_t row = 0; row < s->rows; row += 16)
-        update_rows(s, row);
+        join_tile(&s->exponents, _mm512_load_ps(s->largest + row),
+                  (row_scalars){s->m + row, s->e + row, s->alpha + row, s->beta + row,
+                                s->alpha_o + row, s->beta_o + row});
     for (int32_t row = 0; row < s->rows; row++) {
         if (s->rows > 2) prefetch_share(&s->walk.ahead, k, v, SOFTMAX_COST / 2);
         make_weights(s, row);

@@ -44,22 +44,6 @@ static inline code_rows integer_rows(const hr_kernel_args *args, const hr_kernel
     return rows;
 }
 
-/* One scale a key of the tile, 0 past `count`; returns the largest. */
-static inline float gather_scales(const hr_kernel_operand *operand, int32_t head_dim, int64_t first,
-                                  int32_t count, float *scale)
-{
-    if (operand->granularity == HR_GRANULARITY_TOKEN)
-        copy_token_scales(operand, first, count, scale);
-    else
-        for (int32_t j = 0; j < count; j++)
-            scale[j] = hr_integer_token_scale(operand, head_dim, first + j);
-    memset(scale + count, 0, (size_t)(DECODE_TILE - count) * sizeof *scale);
-    __m512 largest = _mm512_setzero_ps();
-    for (int32_t j = 0; j < DECODE_TILE; j += 16)
-        largest = _mm512_max_ps(largest, _mm512_load_ps(scale + j));
-    return _mm512_reduce_max_ps(largest);
-}
-
 /* One zero point a key of the tile. */
 static inline void gather_zero_points(const hr_kernel_operand *operand, int64_t first,
                                       int32_t count, uint8_t *zero_point)

@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include "integer_softmax.h"
+#include "token_scales_avx512.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -145,6 +146,22 @@ INLINE __m512 round22(__m512 x)
     return _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(~3)));
 }
 
+/* One scale a key of the tile, 0 past `count`; returns the largest. */
+static inline float gather_scales(const hr_kernel_operand *operand, int32_t head_dim, int64_t first,
+                                  int32_t count, float *scale)
+{
+    if (operand->granularity == HR_GRANULARITY_TOKEN)
+        copy_token_scales(operand, first, count, scale);
+    else
+        for (int32_t j = 0; j < count; j++)
+            scale[j] = hr_integer_token_scale(operand, head_dim, first + j);
+    memset(scale + count, 0, (size_t)(HR_INTEGER_TILE - count) * sizeof *scale);
+    __m512 largest = _mm512_setzero_ps();
+    for (int32_t j = 0; j < HR_INTEGER_TILE; j += 16)
+        largest = _mm512_max_ps(largest, _mm512_load_ps(scale + j));
+    return _mm512_reduce_max_ps(largest);
+}
+
 /*
  * Step 1 for a tile of `count` keys: scales are 0 from there on, and k_max and v_max the largest.
  * Columns that are no keys get y = 65535, which gives them no weight.
@@ -225,6 +242,44 @@ INLINE __m512 sum_uneven(const float *x, int32_t begin, int32_t end, float m, __
     *factor =
         _mm512_set1_ps(255 * hr_integer_exp2((HR_INTEGER_OFFSET - n0 - m) / HR_INTEGER_OCTAVE));
     return sum;
+}
+
+/* round16 of y - n for 32 keys, given as two halves, packed. */
+INLINE __m512i pack_logits(__m512 low, __m512 high, __m512 n)
+{
+    const __m512 top = _mm512_set1_ps(65535);
+    low = _mm512_min_ps(_mm512_sub_ps(low, n), top);
+    high = _mm512_min_ps(_mm512_sub_ps(high, n), top);
+    return _mm512_packus_epi32(_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high));
+}
+
+/* Step 6 but O and l, for 16 rows: their state, and what multiplies old and new of l and of O. */
+typedef struct row_scalars {
+    float *m, *e;            /* m and e, which become m' and e' */
+    float *alpha, *beta;     /* of l; beta is that of an even or wide tile */
+    float *alpha_o, *beta_o; /* of O */
+} row_scalars;
+
+/* tile_m is M, -inf for rows that see nothing of the tile. All arrays are 64-byte aligned. */
+INLINE void join_tile(const tile_exponents *tile, __m512 tile_m, row_scalars rows)
+{
+    const __m512 tile_e = _mm512_set1_ps((float)tile->e);
+    const __m512 m = _mm512_load_ps(rows.m), e = _mm512_load_ps(rows.e);
+    const __m512 octave = _mm512_set1_ps(1.0f / HR_INTEGER_OCTAVE);
+    const __mmask16 seen = _mm512_cmp_ps_mask(tile_m, _mm512_set1_ps(-INFINITY), _CMP_GT_OQ);
+    const __m512 new_m = _mm512_max_ps(tile_m, m);
+    const __m512 new_e = _mm512_mask_max_ps(e, seen, tile_e, e);
+    __m512 z[2] = {_mm512_mul_ps(_mm512_sub_ps(m, new_m), octave),
+                   _mm512_mul_ps(_mm512_sub_ps(tile_m, new_m), octave)};
+    exp2_of(z, 2);
+    const __m512 alpha = z[0], beta = z[1];
+    _mm512_store_ps(rows.alpha, alpha);
+    _mm512_store_ps(rows.beta, _mm512_mul_ps(beta, _mm512_set1_ps(tile->sum)));
+    _mm512_store_ps(rows.alpha_o, _mm512_scalef_ps(alpha, _mm512_sub_ps(e, new_e)));
+    /* A row that has seen no key yet has e = -1000; 0 for this tile's zeros, not inf. */
+    _mm512_store_ps(rows.beta_o, _mm512_maskz_scalef_ps(seen, beta, _mm512_sub_ps(tile_e, new_e)));
+    _mm512_store_ps(rows.m, new_m);
+    _mm512_store_ps(rows.e, new_e);
 }
 
 #endif
