@@ -10,7 +10,10 @@
  *
  * While a tile is worked on, the rows of the next one are prefetched into the second-level cache,
  * four places of K and four of V in turn, a few rows at each step of each pass: with one place
- * after the other the memory gives 5 to 10% less.
+ * after the other the memory gives 5 to 10% less. A second prefetch fetches rows from there into
+ * the first-level cache 4 KiB before they are read. Without it loads wait for fill buffers that the
+ * far prefetches hold, what uses them fills the scheduler, and then no further prefetch is issued:
+ * a loop with 6 cycles of arithmetic a line reads at 85% of the streaming read, and at 98% with it.
  */
 #ifndef HEADROOM_DECODE_ROWS_AVX512_H
 #define HEADROOM_DECODE_ROWS_AVX512_H
@@ -31,6 +34,7 @@ enum {
     KEY_STEP = 16,              /* keys a K block has */
     VALUE_STEP = 64,            /* keys a V block has */
     PREFETCH_PLACES = 4,        /* of K, and of V */
+    NEAR_BYTES = 4096,          /* ahead, into the first-level cache */
     X_STRIDE = DECODE_TILE + 16 /* rows 4 KiB apart would stall loads behind stores */
 };
 
@@ -132,6 +136,27 @@ DECODE_INLINE void prefetch_rows(prefetcher *p, const code_rows *k, const code_r
     prefetch_row(v, slot[0]);
     prefetch_row(k, slot[PLACE]);
     prefetch_row(v, slot[PLACE]);
+}
+
+/*
+ * Four rows that are to be read soon, NEAR_BYTES on from key `key` of the tile, into the
+ * first-level cache: those of the tile or, past its end, the first of `then`.
+ */
+DECODE_INLINE void prefetch_near(const code_rows *rows, const tile_rows *tile, int32_t key,
+                                 const code_rows *then, const tile_rows *then_tile)
+{
+    const int32_t near = NEAR_BYTES / (rows->parts * PART) / 4 * 4;
+    const int64_t *slot = tile->slot + key + near;
+    if (key + near >= DECODE_TILE) {
+        rows = then;
+        slot = then_tile->slot + (key + near - DECODE_TILE);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const char *row = (const char *)rows->codes + (size_t)slot[i] * rows->row_bytes;
+        for (int32_t part = 0; part < rows->parts; part++)
+            _mm_prefetch(row + part * PART, _MM_HINT_T0);
+    }
 }
 
 /* Called at steps of unlike cost; the costs of a tile add up to 128 * 4096 / share. */

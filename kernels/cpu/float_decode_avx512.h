@@ -211,7 +211,7 @@ DECODE_INLINE void score_tile(float_decode *s, const code_rows *k, const code_ro
     }
     for (int32_t key = s->from; key < s->end; key += KEY_STEP) {
         prefetch_share(&s->walk.ahead, k, v, KEY_STEP * s->vectors * LOAD_COST);
-        load_keys_block(s, k, key);
+        load_keys_block(s, k, v, key);
         for (int32_t row = 0, rows; row < s->rows; row += rows) {
             rows = s->rows - row >= 4 ? 4 : s->rows - row >= 2 ? 2 : 1;
             prefetch_share(&s->walk.ahead, k, v, KEY_STEP * s->vectors * MULTIPLY_COST * rows);
@@ -254,7 +254,7 @@ DECODE_INLINE void sum_tile(float_decode *s, const code_rows *k, const code_rows
     for (int32_t key = s->from, done = 0; key < s->end; key += FLOAT_STEP) {
         const int32_t left = s->end - key, count = left < FLOAT_STEP ? left : FLOAT_STEP;
         prefetch_share(&s->walk.ahead, k, v, count * s->vectors * LOAD_COST);
-        load_values_block(s, v, key, count);
+        load_values_block(s, k, v, key, count);
         int32_t vector = 0;
         for (; vector + 4 <= s->vectors; vector += 4)
             multiply_block(s, k, v, key, count, vector, 4);

@@ -62,6 +62,7 @@ DECODE_INLINE void score_keys(float_decode *s, const code_rows *k, const code_ro
         const uint8_t *row[4];
         four_rows(k, s->walk.tile, key + 4 * g, row);
         prefetch_rows(&s->walk.ahead, k, v);
+        prefetch_near(k, s->walk.tile, key + 4 * g, v, s->walk.tile);
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++)
             sum[r][g] = wide_zero();
@@ -87,12 +88,14 @@ DECODE_INLINE void score_keys(float_decode *s, const code_rows *k, const code_ro
 }
 
 /* Keys [key, key + 16) of the tile to k_block. */
-DECODE_INLINE void load_keys_block(float_decode *s, const code_rows *k, int32_t key)
+DECODE_INLINE void load_keys_block(float_decode *s, const code_rows *k, const code_rows *v,
+                                   int32_t key)
 {
     __m512i seen = s->seen_k;
     for (int g = 0; g < 4; g++) {
         const uint8_t *row[4];
         four_rows(k, s->walk.tile, key + 4 * g, row);
+        prefetch_near(k, s->walk.tile, key + 4 * g, v, s->walk.tile);
         for (int32_t part = 0; part < k->parts; part++) {
             __m512i raw[4];
 #pragma GCC unroll 4
@@ -187,6 +190,7 @@ DECODE_INLINE void sum_values(float_decode *s, const code_rows *k, const code_ro
             const uint8_t *row[4];
             four_rows(v, s->walk.tile, key, row);
             if (part == 0) prefetch_rows(&s->walk.ahead, k, v);
+            if (part == 0) prefetch_near(v, s->walk.tile, key, k, s->walk.ahead.next);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
                 const __m512i raw = load_part(v, row[i], part);
@@ -212,12 +216,13 @@ DECODE_INLINE void sum_values(float_decode *s, const code_rows *k, const code_ro
 }
 
 /* Keys [key, key + count) of the tile to v_block. */
-DECODE_INLINE void load_values_block(float_decode *s, const code_rows *v, int32_t key,
-                                     int32_t count)
+DECODE_INLINE void load_values_block(float_decode *s, const code_rows *k, const code_rows *v,
+                                     int32_t key, int32_t count)
 {
     __m512i seen = s->seen_v;
     for (int32_t i = 0; i < count; i++) {
         const uint8_t *row = v->codes + (size_t)s->walk.tile->slot[key + i] * v->row_bytes;
+        if (i % 4 == 0) prefetch_near(v, s->walk.tile, key + i, k, s->walk.ahead.next);
         for (int32_t part = 0; part < v->parts; part++) {
             const __m512i raw = load_part(v, row, part);
             watch_value(&seen, raw);

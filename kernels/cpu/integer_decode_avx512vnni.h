@@ -220,7 +220,7 @@ INLINE void decode_many(decode_state *s, const code_rows *k, const code_rows *v,
     const int32_t vectors = s->vectors;
     for (int32_t key = s->from; key < s->end; key += KEY_STEP) {
         prefetch_share(&s->walk.ahead, k, v, KEY_STEP / 4 * vectors * LOAD_COST);
-        load_keys(s, k, key, kind);
+        load_keys(s, k, v, key, kind);
         for (int32_t row = 0, rows; row < s->rows; row += rows) {
             rows = s->rows - row >= 4 ? 4 : s->rows - row >= 2 ? 2 : 1;
             prefetch_share(&s->walk.ahead, k, v, KEY_STEP / 4 * vectors * MULTIPLY_COST * rows);
@@ -237,7 +237,7 @@ INLINE void decode_many(decode_state *s, const code_rows *k, const code_rows *v,
         const int32_t left = (s->end - key + 3) / 4;
         const int32_t quads = left < VALUE_STEP / 4 ? left : VALUE_STEP / 4;
         prefetch_share(&s->walk.ahead, k, v, quads * vectors * LOAD_COST);
-        load_values(s, v, key, quads, kind);
+        load_values(s, k, v, key, quads, kind);
         for (int32_t vector = 0; vector < vectors; vector += 4)
             for (int32_t row = 0, rows; row < s->rows; row += rows) {
                 rows = s->rows - row >= 4 ? 4 : s->rows - row >= 2 ? 2 : 1;

@@ -76,6 +76,7 @@ INLINE void score_keys(decode_state *s, const code_rows *k, const code_rows *v, 
         const __m512i zero = key_zeros(s->k_zero + key + 4 * g, kind);
         four_rows(k, s->walk.tile, key + 4 * g, row);
         prefetch_rows(&s->walk.ahead, k, v);
+        prefetch_near(k, s->walk.tile, key + 4 * g, v, s->walk.tile);
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++)
             sum[r][g] = _mm512_setzero_si512();
@@ -96,7 +97,8 @@ INLINE void score_keys(decode_state *s, const code_rows *k, const code_rows *v, 
 }
 
 /* Keys [key, key + 16) of the tile to k_block: [4 of 4 keys][part][vectors of key_vectors]. */
-INLINE void load_keys(decode_state *s, const code_rows *k, int32_t key, code_kind kind)
+INLINE void load_keys(decode_state *s, const code_rows *k, const code_rows *v, int32_t key,
+                      code_kind kind)
 {
     const int planes = kind == CODES_BYTES ? 1 : 2;
     __m512i *out = (__m512i *)s->k_block;
@@ -104,6 +106,7 @@ INLINE void load_keys(decode_state *s, const code_rows *k, int32_t key, code_kin
         const uint8_t *row[4];
         const __m512i zero = key_zeros(s->k_zero + key + 4 * g, kind);
         four_rows(k, s->walk.tile, key + 4 * g, row);
+        prefetch_near(k, s->walk.tile, key + 4 * g, v, s->walk.tile);
         for (int32_t part = 0; part < k->parts; part++, out += 4 * planes) {
             __m512i codes[8];
             key_vectors(k, row, part, kind, zero, codes);
@@ -173,6 +176,7 @@ INLINE void sum_values(decode_state *s, const code_rows *k, const code_rows *v, 
         __m512i codes[8];
         four_rows(v, s->walk.tile, key, row);
         if (part == 0) prefetch_rows(&s->walk.ahead, k, v);
+        if (part == 0) prefetch_near(v, s->walk.tile, key, k, s->walk.ahead.next);
         value_vectors(v, row, part, kind, value_zeros(s->v_zero + key, kind), codes);
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
@@ -190,8 +194,8 @@ INLINE void sum_values(decode_state *s, const code_rows *k, const code_rows *v, 
 }
 
 /* Keys [key, key + 4 quads) of the tile to v_block: [quad][part][vectors of value_vectors]. */
-INLINE void load_values(decode_state *s, const code_rows *v, int32_t key, int32_t quads,
-                        code_kind kind)
+INLINE void load_values(decode_state *s, const code_rows *k, const code_rows *v, int32_t key,
+                        int32_t quads, code_kind kind)
 {
     const int vectors = kind == CODES_BYTES ? 4 : 8;
     __m512i *out = (__m512i *)s->v_block;
@@ -199,6 +203,7 @@ INLINE void load_values(decode_state *s, const code_rows *v, int32_t key, int32_
         const uint8_t *row[4];
         const __m512i zero = value_zeros(s->v_zero + key, kind);
         four_rows(v, s->walk.tile, key, row);
+        prefetch_near(v, s->walk.tile, key, k, s->walk.ahead.next);
         for (int32_t part = 0; part < v->parts; part++, out += vectors) {
             __m512i codes[8];
             value_vectors(v, row, part, kind, zero, codes);
