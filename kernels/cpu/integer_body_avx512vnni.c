@@ -1,79 +1,24 @@
 /*
  * The integer family on AVX-512 VNNI: integer_softmax.h restated in vectors. A task of 96 rows
- * walks the tiles of 256 keys; in each, groups of six rows do
+ * walks the tiles of 256 keys; in each, blocks of twelve rows do
  *
- *     Y [6][256]  = logits, N          micro_qk_logits, for each 64 keys that some row sees
- *     P, s        = weights, row sums
- *     T [6][64]   = P . V              micro_pv, for each 64 channels
- *     O           = T * beta + O * alpha
+ *     Y [12][256]  = logits, N         micro_qk_logits, for each 64 keys that some of six rows see
+ *     P, s         = weights, row sums
+ *     O            = P . V * beta + O * alpha         micro_pv, for each 64 channels and six rows
  *
- * K of a tile (16 KiB at head_dim 64) stays in the first-level cache for the sixteen groups'
- * logits, then V for their outputs; logits go through the second-level cache. The limit is the two
- * vector ports, which multiplies and softmax share: for 64 logits of a row, 2 head_dim multiplies
- * and 38 others (4 start the sums, 16 make logits, 15 make weights, 3 the output at head_dim 64),
- * so 77% at head_dim 64, 87% at 128.
+ * K of a tile (16 KiB at head_dim 64) stays in the first-level cache for the blocks' logits, then V
+ * for their outputs. The limit is the two vector ports, which multiplies and softmax share: for 64
+ * logits of a row, 2 head_dim multiplies and 34 others (16 make logits, 15 make weights, 3 the
+ * output at head_dim 64), so 79% at head_dim 64, 87% at 128.
  */
 #include "integer_body_avx512vnni.h"
 
 #include <assert.h>
 #include <immintrin.h>
 
-#include "integer_micro_avx512vnni.h"
-#include "integer_vector_avx512vnni.h"
-
-enum {
-    ROWS = HR_MICRO_ROWS,
-    GROUPS = HR_INTEGER_VNNI_ROWS / ROWS,
-    SUBTILE = HR_INTEGER_VNNI_TILE,
-    SUBTILES = HR_INTEGER_TILE / SUBTILE,
-    GROUP_LANES = 16 /* one group's scalars fill part of one vector */
-};
-
-/* One group's six rows; rows past the end of the task repeat the last one. */
-typedef struct group_state {
-    ALIGNED float l[ROWS][HR_INTEGER_LANES];
-    ALIGNED float m[GROUP_LANES];
-    ALIGNED float e[GROUP_LANES];
-    ALIGNED float a[GROUP_LANES];
-    ALIGNED double factor[GROUP_LANES];
-    ALIGNED int32_t init[GROUP_LANES]; /* bits of 1.5 * 2^23, less 128 times the sum of q */
-    ALIGNED int32_t lo[GROUP_LANES];   /* keys a row sees */
-    ALIGNED int32_t hi[GROUP_LANES];
-    int32_t any_lo, any_hi;       /* keys that some row of the group sees are in here */
-    int32_t common_lo, common_hi; /* keys that every row sees are those in here */
-} group_state;
-
-/* A group on its way through the steps of one tile. */
-typedef struct passage {
-    ALIGNED uint8_t p[SUBTILES][ROWS][SUBTILE];
-    ALIGNED uint16_t y[SUBTILES][ROWS][SUBTILE]; /* in the order of micro_qk_logits */
-    ALIGNED float alpha[GROUP_LANES], beta[GROUP_LANES];
-    ALIGNED int32_t least[GROUP_LANES]; /* N */
-    ALIGNED float alpha_o[GROUP_LANES], beta_o[GROUP_LANES];
-    group_state *group;
-    int32_t first_row;
-    int begin, end; /* subtiles [begin, end) hold keys that some row sees */
-} passage;
-
-typedef struct task {
-    passage passage[2];
-    ALIGNED float exact[SUBTILES][ROWS][SUBTILE]; /* y of tiles whose N leaves int16 */
-    ALIGNED int32_t t[ROWS][HR_MICRO_COLUMNS];
-    ALIGNED uint16_t lanes[ROWS][32]; /* the group's least y by lanes */
-    ALIGNED float k_scale[HR_INTEGER_TILE], v_scale[HR_INTEGER_TILE];
-    tile_columns columns[SUBTILES];
-    group_state group[GROUPS];
-    const hr_kernel_args *args;
-    int32_t head_dim, channels; /* channels: head_dim rounded up to 16 */
-    int32_t groups;
-    int32_t first; /* the tile's first key */
-    tile_exponents tile;
-    bool half; /* the CPU has AVX512-FP16 */
-    const uint8_t *tile_k;
-    const int8_t *tile_v;
-    int32_t *q; /* [groups][head_dim / 4][6] dwords */
-    float *o;   /* [groups * 6][channels] */
-} task;
+#include "integer_reduce_avx512vnni.h"
+#include "integer_rows_avx512vnni.h"
+#include "integer_task_avx512vnni.h"
 
 size_t hr_integer_attention_avx512vnni_scratch(int32_t head_dim)
 {
@@ -91,11 +36,20 @@ static void prepare_tile(task *t)
     const float v_max = gather_scales(&t->args->v, t->head_dim, t->first, count, t->v_scale);
     t->tile = scale_columns(t->k_scale, k_max, t->v_scale, v_max, count, t->columns);
     if (f == t->tile.f) return;
-    const double unit = ldexp(HR_INTEGER_OCTAVE, t->tile.f);
-    for (int32_t g = 0; g < t->groups; g++)
-        for (int r = 0; r < GROUP_LANES; r++)
-            t->group[g].a[r] = hr_integer_tile_factor(t->group[g].factor[r], unit);
+    const __m512d unit = _mm512_set1_pd(ldexp(HR_INTEGER_OCTAVE, t->tile.f));
+    for (int32_t b = 0; b < t->blocks; b++)
+        for (int r = 0; r < LANES; r += 8) {
+            const __m512d scaled = _mm512_mul_pd(_mm512_load_pd(t->block[b].factor + r), unit);
+            const __m512d a = _mm512_min_pd(scaled, _mm512_set1_pd(HR_INTEGER_MAX_FACTOR));
+            _mm256_store_ps(t->block[b].a + r, _mm512_cvtpd_ps(a));
+        }
 }
+
+/*
+ * What is rare stays out of line: inlined, its loads and spills cost the usual path 3 operations
+ * for 64 logits (gcc 12).
+ */
+#define RARE static __attribute__((noinline))
 
 /* The keys [lo, hi) of the sequence as bits of the 64 keys from `first` on. */
 INLINE uint64_t visible_bits(int32_t lo, int32_t hi, int32_t first)
@@ -107,39 +61,45 @@ INLINE uint64_t visible_bits(int32_t lo, int32_t hi, int32_t first)
 }
 
 /* Are there keys of this subtile that some row of the group does not see? */
-INLINE bool is_masked(const task *t, const group_state *group, int subtile)
+INLINE bool is_masked(const task *t, const group_range *range, int subtile)
 {
     const int32_t first = t->first + subtile * SUBTILE, keys = t->args->seqlen_kv;
     const int32_t last = first + SUBTILE < keys ? first + SUBTILE : keys;
-    return group->common_lo > first || group->common_hi < last;
+    return range->common_lo > first || range->common_hi < last;
 }
 
-/* The subtiles with keys for the group; false when there are none. */
-static bool enter_tile(task *t, int32_t g, passage *w)
+/* The subtiles with keys for block b; false when there are none. */
+static bool enter_tile(task *t, int32_t b, passage *w)
 {
-    const int32_t lo = t->group[g].any_lo - t->first, hi = t->group[g].any_hi - t->first;
-    w->group = &t->group[g];
-    w->first_row = g * ROWS;
-    w->begin = lo > 0 ? lo / SUBTILE : 0;
-    w->end = hi < HR_INTEGER_TILE ? (hi + SUBTILE - 1) / SUBTILE : SUBTILES;
-    return w->begin < w->end;
+    bool any = false;
+    w->block = &t->block[b];
+    w->first_row = b * BLOCK;
+    for (int g = 0; g < GROUPS; g++) {
+        const int32_t lo = w->block->range[g].any_lo - t->first,
+                      hi = w->block->range[g].any_hi - t->first;
+        w->begin[g] = lo > 0 ? lo / SUBTILE : 0;
+        w->end[g] = hi < HR_INTEGER_TILE ? (hi + SUBTILE - 1) / SUBTILE : SUBTILES;
+        any |= w->begin[g] < w->end[g];
+    }
+    return any;
 }
 
 /*
- * y of 64 keys and all rows from the sums of micro_qk, in place; +inf for keys not seen. `values`:
- * with V's scales.
+ * y of 64 keys and a group's rows from the sums of micro_qk, in place; +inf for keys not seen.
+ * `values`: with V's scales.
  */
-static void make_exact_logits(const task *t, const group_state *group, int subtile, bool values,
-                              float y[ROWS][SUBTILE])
+RARE void make_exact_logits(const task *t, const block_state *block, int g, int subtile,
+                            bool values, float y[ROWS][SUBTILE])
 {
     const tile_columns *columns = &t->columns[subtile];
     for (int r = 0; r < ROWS; r++) {
+        const int row = g * ROWS + r;
         const uint64_t visible =
-            visible_bits(group->lo[r], group->hi[r], t->first + subtile * SUBTILE);
+            visible_bits(block->lo[row], block->hi[row], t->first + subtile * SUBTILE);
         for (int at = 0; at < SUBTILE; at += 16) {
             __m512 x = _mm512_fmadd_ps(_mm512_load_ps(y[r] + at), _mm512_load_ps(columns->k + at),
                                        _mm512_load_ps(columns->k_magic + at));
-            x = _mm512_fnmadd_ps(x, _mm512_set1_ps(group->a[r]),
+            x = _mm512_fnmadd_ps(x, _mm512_set1_ps(block->a[row]),
                                  values ? _mm512_load_ps(columns->u + at)
                                         : _mm512_set1_ps(HR_INTEGER_OFFSET));
             x = _mm512_mask_blend_ps((__mmask16)(visible >> at), _mm512_set1_ps(INFINITY), x);
@@ -154,68 +114,61 @@ INLINE __m512i round_logits(const float *y, __m512 n)
     return pack_logits(_mm512_load_ps(y), _mm512_load_ps(y + 16), n);
 }
 
+/* The sums of a group's rows with 64 keys, as the bits of int32. */
+INLINE void multiply(const task *t, const passage *w, int g, int subtile, float *x)
+{
+    const int64_t quads = t->head_dim / 4;
+    micro_qk(t->q + (w->first_row + g * ROWS) * quads,
+             t->tile_k + (int64_t)subtile * SUBTILE * t->head_dim, quads, w->block->init + g * ROWS,
+             x);
+}
+
 /* Step 3 for 64 keys that not every row sees. */
-static void make_masked_logits(task *t, passage *w, int subtile, const int32_t *q, const uint8_t *k)
+RARE void make_masked_logits(task *t, passage *w, int g, int subtile)
 {
     float(*y)[SUBTILE] = t->exact[subtile];
-    micro_qk(q, k, t->head_dim / 4, w->group->init, y[0]);
-    make_exact_logits(t, w->group, subtile, true, y);
+    multiply(t, w, g, subtile, y[0]);
+    make_exact_logits(t, w->block, g, subtile, true, y);
     for (int r = 0; r < ROWS; r++) {
-        __m512i least = _mm512_load_si512(t->lanes[r]);
+        uint16_t *lanes = t->lanes[g * ROWS + r];
+        __m512i least = _mm512_load_si512(lanes);
         for (int at = 0; at < SUBTILE; at += 32) {
             __m512i packed = round_logits(y[r] + at, _mm512_setzero_ps());
             least = _mm512_min_epu16(least, packed);
-            _mm512_store_si512(w->y[subtile][r] + at, packed);
+            _mm512_store_si512(t->y[g][subtile][r] + at, packed);
         }
-        _mm512_store_si512(t->lanes[r], least);
+        _mm512_store_si512(lanes, least);
     }
 }
 
-/* The least lane of each of six vectors, in lanes 0 to 5. */
-INLINE __m512i reduce_rows(uint16_t lanes[ROWS][32])
+/* The block's least y, lane by row. */
+INLINE __m512i reduce_least(uint16_t lanes[BLOCK][32])
 {
-    __m512i v[ROWS], pair[3], rows[2];
-#pragma GCC unroll 6
-    for (int r = 0; r < ROWS; r++)
-        v[r] = _mm512_load_si512(lanes[r]);
-#pragma GCC unroll 3
-    for (int i = 0; i < 3; i++) /* two 128-bit lanes of row 2 i, two of row 2 i + 1 */
-        pair[i] = _mm512_min_epu16(_mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0x44),
-                                   _mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0xee));
-    /* A 128-bit lane a row: 0, 1, 2, 3 and 4, 5, 4, 5. */
-    rows[0] = _mm512_min_epu16(_mm512_shuffle_i32x4(pair[0], pair[1], 0x88),
-                               _mm512_shuffle_i32x4(pair[0], pair[1], 0xdd));
-    rows[1] = _mm512_min_epu16(_mm512_shuffle_i32x4(pair[2], pair[2], 0x88),
-                               _mm512_shuffle_i32x4(pair[2], pair[2], 0xdd));
-    /* 64 bits a row: 0, 4, 1, 5, 2, 4, 3, 5. */
-    __m512i least = _mm512_min_epu16(_mm512_unpacklo_epi64(rows[0], rows[1]),
-                                     _mm512_unpackhi_epi64(rows[0], rows[1]));
-    least = _mm512_min_epu16(least, _mm512_srli_epi64(least, 32));
-    least = _mm512_min_epu16(least, _mm512_srli_epi64(least, 16));
-    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 0, 0);
-    least = _mm512_permutexvar_epi64(order, least);
-    const __m256i dwords = _mm512_cvtepi64_epi32(least);
-    return _mm512_and_si512(_mm512_zextsi256_si512(dwords), _mm512_set1_epi32(0xffff));
+    __m512i v[BLOCK];
+#pragma GCC unroll 12
+    for (int row = 0; row < BLOCK; row++)
+        v[row] = _mm512_load_si512(lanes[row]);
+    const __m512i words = reduce_rows(v, MIN_WORDS);
+    return _mm512_and_si512(_mm512_min_epu16(words, _mm512_srli_epi32(words, 16)),
+                            _mm512_set1_epi32(0xffff));
 }
 
-/* The rows of the group that see a key of the tile, as lanes. */
-INLINE __mmask16 rows_that_see(const task *t, const group_state *group)
+/* The rows of the block that see a key of the tile, as lanes. */
+INLINE __mmask16 rows_that_see(const task *t, const block_state *block)
 {
     const __m512i first = _mm512_set1_epi32(t->first);
     const __m512i last = _mm512_set1_epi32(t->first + HR_INTEGER_TILE);
-    const __m512i lo = _mm512_max_epi32(_mm512_load_si512(group->lo), first);
-    const __m512i hi = _mm512_min_epi32(_mm512_load_si512(group->hi), last);
-    return _mm512_mask_cmplt_epi32_mask((1 << ROWS) - 1, lo, hi);
+    const __m512i lo = _mm512_max_epi32(_mm512_load_si512(block->lo), first);
+    const __m512i hi = _mm512_min_epi32(_mm512_load_si512(block->hi), last);
+    return _mm512_cmplt_epi32_mask(lo, hi);
 }
 
-/* Logits of the tile in FP32, made again from the codes. */
-static void make_exact_tile(task *t, const passage *w, bool values)
+/* Logits of a group and the tile in FP32, made again from the codes. */
+RARE void make_exact_tile(task *t, const passage *w, int g, bool values)
 {
-    const int64_t quads = t->head_dim / 4;
-    for (int s = w->begin; s < w->end; s++) {
-        micro_qk(t->q + w->first_row * quads, t->tile_k + (int64_t)s * SUBTILE * t->head_dim, quads,
-                 w->group->init, t->exact[s][0]);
-        make_exact_logits(t, w->group, s, values, t->exact[s]);
+    for (int s = w->begin[g]; s < w->end[g]; s++) {
+        multiply(t, w, g, s, t->exact[s][0]);
+        make_exact_logits(t, w->block, g, s, values, t->exact[s]);
     }
 }
 
@@ -223,244 +176,201 @@ static void make_exact_tile(task *t, const passage *w, bool values)
  * Step 3 once more for the rows whose N leaves int16: relative to their least y, which becomes what
  * the tile is relative to. Rare, so the sums are made again rather than kept.
  */
-static void remake_scores(task *t, passage *w, __mmask16 rows, float offset[GROUP_LANES])
+RARE void remake_scores(task *t, passage *w, __mmask16 rows, float offset[LANES])
 {
-    make_exact_tile(t, w, true);
-    for (int r = 0; r < ROWS; r++) {
-        if (!(rows >> r & 1)) continue;
+    for (int row = 0; row < BLOCK; row++) {
+        const int g = row / ROWS, r = row % ROWS;
+        if (r == 0 && rows >> row & ((1 << ROWS) - 1)) make_exact_tile(t, w, g, true);
+        if (!(rows >> row & 1)) continue;
         __m512 least = _mm512_set1_ps(INFINITY);
-        for (int s = w->begin; s < w->end; s++)
+        for (int s = w->begin[g]; s < w->end[g]; s++)
             for (int at = 0; at < SUBTILE; at += 16)
                 least = _mm512_min_ps(least, _mm512_load_ps(t->exact[s][r] + at));
-        offset[r] = _mm512_reduce_min_ps(least);
-        w->least[r] = 0;
-        for (int s = w->begin; s < w->end; s++)
+        offset[row] = _mm512_reduce_min_ps(least);
+        w->top[row] = HR_INTEGER_TOP << 16 | HR_INTEGER_TOP;
+        for (int s = w->begin[g]; s < w->end[g]; s++)
             for (int at = 0; at < SUBTILE; at += 32)
-                _mm512_store_si512(w->y[s][r] + at,
-                                   round_logits(t->exact[s][r] + at, _mm512_set1_ps(offset[r])));
+                _mm512_store_si512(t->y[g][s][r] + at,
+                                   round_logits(t->exact[s][r] + at, _mm512_set1_ps(offset[row])));
     }
 }
 
-/* M of the group's rows, -inf where a row sees nothing; makes logits anew where they need it. */
+/* M of the block's rows, -inf where a row sees nothing; makes logits anew where they need it. */
 static __m512 find_largest(task *t, passage *w)
 {
-    ALIGNED float offset[GROUP_LANES];
-    const __mmask16 seen = rows_that_see(t, w->group);
-    const __m512i least = reduce_rows(t->lanes);
+    ALIGNED float offset[LANES];
+    const __mmask16 seen = rows_that_see(t, w->block);
+    const __m512i least = reduce_least(t->lanes);
     const __m512i from = _mm512_sub_epi32(least, _mm512_set1_epi32(1));
     __mmask16 away = _mm512_cmpgt_epu32_mask(from, _mm512_set1_epi32(HR_INTEGER_MAX_LEAST - 1));
-    away |= _mm512_cmp_ps_mask(_mm512_load_ps(w->group->a), _mm512_set1_ps(HR_INTEGER_MAX_DIRECT),
+    away |= _mm512_cmp_ps_mask(_mm512_load_ps(w->block->a), _mm512_set1_ps(HR_INTEGER_MAX_DIRECT),
                                _CMP_GE_OQ);
     away &= seen;
-    _mm512_store_si512(w->least, least);
-    _mm512_store_ps(offset, _mm512_cvtepi32_ps(least));
-    if (away) remake_scores(t, w, away, offset);
+    /* In words: N may be 65535 in rows that see nothing, whose logits all are. */
+    const __m512i words = _mm512_or_si512(least, _mm512_slli_epi32(least, 16));
+    _mm512_store_si512(w->top, _mm512_add_epi16(words, _mm512_set1_epi16(HR_INTEGER_TOP)));
+    __m512 n = _mm512_cvtepi32_ps(least);
+    if (away) {
+        _mm512_store_ps(offset, n);
+        remake_scores(t, w, away, offset);
+        n = _mm512_load_ps(offset);
+    }
     return _mm512_mask_sub_ps(_mm512_set1_ps(-INFINITY), seen, _mm512_set1_ps(HR_INTEGER_OFFSET),
-                              _mm512_load_ps(offset));
+                              n);
 }
 
 /* Steps 3 and 6 but O: scores, N and M, and what the tile does to m, e, l and O. */
 static void make_scores(task *t, passage *w)
 {
-    group_state *group = w->group;
+    block_state *block = w->block;
     const int64_t quads = t->head_dim / 4;
-    const int32_t *q = t->q + w->first_row * quads;
-    for (int r = 0; r < ROWS; r++)
-        _mm512_store_si512(t->lanes[r], _mm512_set1_epi16(-1));
-    for (int s = w->begin; s < w->end; s++) {
-        const uint8_t *k = t->tile_k + (int64_t)s * SUBTILE * t->head_dim;
-        if (is_masked(t, group, s))
-            make_masked_logits(t, w, s, q, k);
-        else
-            micro_qk_logits(q, k, quads, group->init, &t->columns[s], group->a, w->y[s][0],
-                            t->lanes[0]);
-    }
+    for (int row = 0; row < BLOCK; row++)
+        _mm512_store_si512(t->lanes[row], _mm512_set1_epi16(-1));
+    for (int s = 0; s < SUBTILES; s++)
+        for (int g = 0; g < GROUPS; g++) {
+            if (s < w->begin[g] || s >= w->end[g]) continue;
+            if (is_masked(t, &block->range[g], s))
+                make_masked_logits(t, w, g, s);
+            else
+                micro_qk_logits(t->q + (w->first_row + g * ROWS) * quads,
+                                t->tile_k + (int64_t)s * SUBTILE * t->head_dim, quads,
+                                block->init + g * ROWS, &t->columns[s], block->a + g * ROWS,
+                                t->y[g][s][0], t->lanes[g * ROWS]);
+        }
     join_tile(&t->tile, find_largest(t, w),
-              (row_scalars){group->m, group->e, w->alpha, w->beta, w->alpha_o, w->beta_o});
+              (row_scalars){block->m, block->e, w->alpha, w->beta, w->o.alpha, w->o.beta});
 }
 
-/* Step 4 for rows r and r + 1, and their sums of step 6. Keys not seen are 65535 in y: no weight.
+/* What step 4 makes of two rows. */
+typedef struct row_sums {
+    __m512i sum[2], rest[2];
+} row_sums;
+
+/*
+ * Step 4 for rows r and r + 1 of a group and `count` (1 or 2) subtiles. Keys not seen are 65535 in
+ * y: no weight.
  */
-INLINE void make_weights(const task *t, passage *w, int r, bool wide, bool half)
+INLINE void weigh(task *t, int g, int r, int first, int count, const __m512i top[2], bool wide,
+                  bool half, const weight_constants *c, row_sums *sums)
+{
+    __m512i e[8];
+    /* e[(row * count + subtile) * 2 + half of the subtile] */
+#pragma GCC unroll 8
+    for (int i = 0; i < 4 * count; i++) {
+        const int row = i / (2 * count), s = first + i / 2 % count;
+        e[i] = _mm512_subs_epu16(top[row], _mm512_load_si512(t->y[g][s][r + row] + i % 2 * 32));
+    }
+    weights_of(e, 4 * count, c, half);
+#pragma GCC unroll 8
+    for (int i = 0; i < 4 * count; i++) {
+        const int row = i / (2 * count);
+        const tile_columns *columns = &t->columns[first + i / 2 % count];
+        add_weights(&sums->sum[row], e[i], _mm512_load_si512(columns->sum + i % 2 * 32));
+        if (wide)
+            add_weights(&sums->rest[row], e[i], _mm512_load_si512(columns->rest + i % 2 * 32));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 2 * count; i++)
+        _mm512_store_si512(t->p[g][first + i % count][r + i / count],
+                           pack_weights(e[2 * i], e[2 * i + 1], c));
+}
+
+/* Step 4 for rows r and r + 1 of a group, and their sums of step 6. */
+INLINE void make_weights(task *t, passage *w, int g, int r, bool wide, bool half)
 {
     const weight_constants c = load_weight_constants();
-    __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-    __m512i rest[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-    const __m512i top[2] = {_mm512_set1_epi16((int16_t)(HR_INTEGER_TOP + w->least[r])),
-                            _mm512_set1_epi16((int16_t)(HR_INTEGER_TOP + w->least[r + 1]))};
-    for (int s = w->begin; s < w->end; s++) {
-        const tile_columns *columns = &t->columns[s];
-        __m512i e[4];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++)
-            e[i] = weights_of(_mm512_load_si512(w->y[s][r + i / 2] + i % 2 * 32), top[i / 2], &c,
-                              half);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-            add_weights(&sum[i / 2], e[i], _mm512_load_si512(columns->sum + i % 2 * 32));
-            if (wide)
-                add_weights(&rest[i / 2], e[i], _mm512_load_si512(columns->rest + i % 2 * 32));
-        }
-        _mm512_store_si512(w->p[s][r], pack_weights(e[0], e[1], &c));
-        _mm512_store_si512(w->p[s][r + 1], pack_weights(e[2], e[3], &c));
+    const int row = g * ROWS + r;
+    const __m512i top[2] = {_mm512_set1_epi32(w->top[row]), _mm512_set1_epi32(w->top[row + 1])};
+    row_sums sums = {{_mm512_setzero_si512(), _mm512_setzero_si512()},
+                     {_mm512_setzero_si512(), _mm512_setzero_si512()}};
+    if (w->end[g] - w->begin[g] == SUBTILES) {
+#pragma GCC unroll 2
+        for (int s = 0; s < SUBTILES; s += 2)
+            weigh(t, g, r, s, 2, top, wide, half, &c, &sums);
+    } else {
+        for (int s = w->begin[g]; s < w->end[g]; s++)
+            weigh(t, g, r, s, 1, top, wide, half, &c, &sums);
     }
     for (int i = 0; i < 2; i++) {
-        float *l = w->group->l[r + i];
-        const __m512 lanes = wide ? join_sums(sum[i], rest[i]) : _mm512_cvtepi32_ps(sum[i]);
-        const __m512 old = _mm512_mul_ps(_mm512_load_ps(l), _mm512_set1_ps(w->alpha[r + i]));
+        float *l = w->block->l[row + i];
+        const __m512 lanes =
+            wide ? join_sums(sums.sum[i], sums.rest[i]) : _mm512_cvtepi32_ps(sums.sum[i]);
+        const __m512 old = _mm512_mul_ps(_mm512_load_ps(l), _mm512_set1_ps(w->alpha[row + i]));
         /* In other tiles add_uneven_sums does it. */
         if (t->tile.even || t->tile.wide)
-            _mm512_store_ps(l, _mm512_fmadd_ps(lanes, _mm512_set1_ps(w->beta[r + i]), old));
+            _mm512_store_ps(l, _mm512_fmadd_ps(lanes, _mm512_set1_ps(w->beta[row + i]), old));
     }
 }
 
 /* The row sums of step 6 where the tile is neither even nor wide: rare, so the logits are made
  * again. */
-static void add_uneven_sums(task *t, passage *w)
+RARE void add_uneven_sums(task *t, passage *w)
 {
     ALIGNED float x[HR_INTEGER_TILE];
-    const __mmask16 seen = rows_that_see(t, w->group);
-    make_exact_tile(t, w, false);
-    for (int r = 0; r < ROWS; r++) {
+    const __mmask16 seen = rows_that_see(t, w->block);
+    for (int row = 0; row < BLOCK; row++) {
+        const int g = row / ROWS, r = row % ROWS;
         __m512 factor;
-        float *l = w->group->l[r];
-        if (!(seen >> r & 1)) continue;
-        for (int s = w->begin; s < w->end; s++)
+        float *l = w->block->l[row];
+        if (r == 0) make_exact_tile(t, w, g, false);
+        if (!(seen >> row & 1)) continue;
+        for (int s = w->begin[g]; s < w->end[g]; s++)
             memcpy(x + s * SUBTILE, t->exact[s][r], sizeof t->exact[s][r]);
         const __m512 sum =
-            sum_uneven(x, w->begin * SUBTILE, w->end * SUBTILE, w->group->m[r], &factor);
-        __m512 old = _mm512_mul_ps(_mm512_load_ps(l), _mm512_set1_ps(w->alpha[r]));
+            sum_uneven(x, w->begin[g] * SUBTILE, w->end[g] * SUBTILE, w->block->m[row], &factor);
+        __m512 old = _mm512_mul_ps(_mm512_load_ps(l), _mm512_set1_ps(w->alpha[row]));
         _mm512_store_ps(l, _mm512_fmadd_ps(sum, factor, old));
     }
 }
 
-static void make_group_weights(task *t, passage *w)
+static void make_block_weights(task *t, passage *w)
 {
-    for (int r = 0; r < ROWS; r += 2) {
-        if (!t->half)
-            make_weights(t, w, r, t->tile.wide, false);
-        else if (t->tile.wide)
-            make_weights(t, w, r, true, true);
-        else
-            make_weights(t, w, r, false, true);
-    }
+    for (int g = 0; g < GROUPS; g++)
+        for (int r = 0; r < ROWS; r += 2) {
+            if (!t->half)
+                make_weights(t, w, g, r, t->tile.wide, false);
+            else if (t->tile.wide)
+                make_weights(t, w, g, r, true, true);
+            else
+                make_weights(t, w, g, r, false, true);
+        }
     if (!t->tile.even && !t->tile.wide) add_uneven_sums(t, w);
 }
 
-/* O = T * beta + O * alpha for six rows and 16 * vectors channels from `channel` on. */
-INLINE void add_output(task *t, const passage *w, int32_t channel, int vectors)
-{
-    for (int r = 0; r < ROWS; r++) {
-        float *o = t->o + (w->first_row + r) * t->channels + channel;
-        const __m512 alpha = _mm512_set1_ps(w->alpha_o[r]), beta = _mm512_set1_ps(w->beta_o[r]);
-        for (int c = 0; c < vectors; c++) {
-            __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(t->t[r] + 16 * c));
-            __m512 old = _mm512_mul_ps(_mm512_load_ps(o + 16 * c), alpha);
-            _mm512_store_ps(o + 16 * c, _mm512_fmadd_ps(sum, beta, old));
-        }
-    }
-}
-
-/* T = P.V and O, in column blocks of four vectors, or as even as the channels allow. */
+/* O with P.V, in column blocks of four vectors, or as even as the channels allow. */
 static void add_values(task *t, const passage *w)
 {
     const int64_t stride = (int64_t)t->channels * 4;
-    const int8_t *v = t->tile_v + w->begin * SUBTILE * (int64_t)t->channels;
-    const int vectors = t->channels / 16, blocks = (vectors + 3) / 4;
-    int done = 0;
-    for (int block = 0; block < blocks; block++) {
-        int width = (vectors - done + blocks - block - 1) / (blocks - block);
-        micro_pv(width, w->p[w->begin][0], v + done * 64, stride, w->end - w->begin, t->t[0]);
-        if (width == 4)
-            add_output(t, w, done * 16, 4);
-        else
-            add_output(t, w, done * 16, width);
-        done += width;
+    const int8_t *v = t->tile_v;
+    float *o = t->o + w->first_row * t->channels;
+    for (const int8_t *width = t->width; *width; width++) {
+        for (int g = 0; g < GROUPS; g++) {
+            const int64_t begin = w->begin[g], tiles = w->end[g] - begin;
+            if (tiles > 0)
+                micro_pv(*width, t->p[g][begin][0], v + begin * (SUBTILE / 4) * stride, stride,
+                         tiles, o + g * ROWS * t->channels, stride, w->o.alpha + g * ROWS);
+        }
+        v += *width * 64;
+        o += *width * 16;
     }
 }
 
 /*
- * One tile for all groups. A group's P.V comes after the next group's scores: the chain scores -> M
+ * One tile for all blocks. A block's P.V comes after the next block's scores: the chain scores -> M
  * -> weights -> P.V then always has independent work beside it.
  */
-static void update_groups(task *t)
+static void update_blocks(task *t)
 {
     passage *previous = NULL;
-    for (int32_t g = 0; g < t->groups; g++) {
+    for (int32_t b = 0; b < t->blocks; b++) {
         passage *next = &t->passage[previous == &t->passage[0]];
-        if (!enter_tile(t, g, next)) continue;
+        if (!enter_tile(t, b, next)) continue;
         make_scores(t, next);
         if (previous) add_values(t, previous);
-        make_group_weights(t, next);
+        make_block_weights(t, next);
         previous = next;
     }
     if (previous) add_values(t, previous);
-}
-
-/* Row `index` of the task: its codes as dwords, six rows side by side, and its constants. */
-static void begin_row(task *t, int32_t index)
-{
-    const hr_kernel_args *args = t->args;
-    const int32_t count = args->q_end - args->q_begin, head_dim = t->head_dim;
-    const int32_t i = args->q_begin + (index < count ? index : count - 1), r = index % ROWS;
-    group_state *group = &t->group[index / ROWS];
-    const int8_t *codes = (const int8_t *)args->q.codes + (int64_t)i * head_dim;
-    int32_t *q = t->q + index / ROWS * ROWS * (head_dim / 4) + r;
-    __m512i sum = _mm512_setzero_si512();
-    for (int32_t c = 0; c < head_dim; c += 64) {
-        __mmask64 mask = head_dim - c < 64 ? (UINT64_C(1) << (head_dim - c)) - 1 : ~UINT64_C(0);
-        sum =
-            _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), _mm512_maskz_loadu_epi8(mask, codes + c));
-    }
-    for (int32_t quad = 0; quad < head_dim / 4; quad++)
-        memcpy(q + quad * ROWS, codes + quad * 4, 4);
-    group->init[r] =
-        (int32_t)hr_integer_bits(HR_INTEGER_MAGIC) - 128 * _mm512_reduce_add_epi32(sum);
-    group->factor[r] = hr_integer_row_factor(args, i);
-    group->m[r] = -INFINITY;
-    group->e[r] = HR_INTEGER_NO_TILE;
-}
-
-/* Which keys of a range the rows see. */
-static void enter_range(task *t, const hr_kernel_range *range)
-{
-    const hr_kernel_args *args = t->args;
-    for (int32_t g = 0; g < t->groups; g++) {
-        group_state *group = &t->group[g];
-        group->any_lo = group->common_hi = INT32_MAX;
-        group->any_hi = group->common_lo = 0;
-        for (int32_t r = 0; r < ROWS; r++) {
-            const int32_t i = args->q_begin + g * ROWS + r;
-            int32_t lo, hi;
-            hr_kernel_row_range(args, range, i < args->q_end ? i : args->q_end - 1, &lo, &hi);
-            group->lo[r] = lo;
-            group->hi[r] = hi;
-            if (lo < hi) {
-                group->any_lo = lo < group->any_lo ? lo : group->any_lo;
-                group->any_hi = hi > group->any_hi ? hi : group->any_hi;
-            }
-            group->common_lo = lo > group->common_lo ? lo : group->common_lo;
-            group->common_hi = hi < group->common_hi ? hi : group->common_hi;
-        }
-    }
-}
-
-static void finish_row(const task *t, int32_t index)
-{
-    const hr_kernel_args *args = t->args;
-    const group_state *group = &t->group[index / ROWS];
-    const int32_t r = index % ROWS, i = args->q_begin + index;
-    double bias = args->lse_bias ? (double)args->lse_bias[i] * (double)args->softmax_scale : 0;
-    const float sum = sum_of_lanes(_mm512_load_ps(group->l[r]));
-    const __m512 factor = _mm512_set1_ps(hr_integer_finish(args, i, group->m[r], sum, bias));
-    const __m512 e = _mm512_set1_ps(group->e[r]);
-    const float *o = t->o + index * t->channels;
-    float *out = args->o + i * args->o_stride;
-    for (int32_t c = 0; c < t->head_dim; c += 16) {
-        __mmask16 mask = t->head_dim - c < 16 ? 0xff : 0xffff;
-        __m512 scaled = _mm512_scalef_ps(_mm512_mul_ps(_mm512_load_ps(o + c), factor), e);
-        _mm512_mask_storeu_ps(out + c, mask, scaled);
-    }
 }
 
 void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni_load load)
@@ -474,15 +384,16 @@ void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni
     t->args = args;
     t->head_dim = args->head_dim;
     t->channels = hr_integer_vnni_channels(args->head_dim);
-    t->groups = (count + ROWS - 1) / ROWS;
+    t->blocks = (count + BLOCK - 1) / BLOCK;
     t->o = (float *)(t + 1);
     t->q = (int32_t *)(t->o + HR_INTEGER_VNNI_ROWS * t->channels);
     t->half = args->isa_mask >> HR_ISA_AVX512FP16 & 1;
-    memset(t->group, 0, (size_t)t->groups * sizeof t->group[0]);
-    memset(t->o, 0, (size_t)(t->groups * ROWS * t->channels) * sizeof *t->o);
     t->tile.f = INT32_MIN; /* no tile's F */
-    for (int32_t index = 0; index < t->groups * ROWS; index++)
-        begin_row(t, index);
+    const int vectors = t->channels / 16, columns = (vectors + 3) / 4;
+    for (int i = 0; i < columns; i++)
+        t->width[i] = (int8_t)((vectors + columns - 1 - i) / columns);
+    t->width[columns] = 0;
+    begin_rows(t);
 
     void *expanded = (char *)args->scratch + hr_integer_attention_avx512vnni_scratch(t->head_dim);
     for (int32_t index = 0; index < args->range_count; index++) {
@@ -495,9 +406,9 @@ void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni
             t->tile_k = tile.k;
             t->tile_v = tile.v;
             prepare_tile(t);
-            update_groups(t);
+            update_blocks(t);
         }
     }
-    for (int32_t index = 0; index < count; index++)
-        finish_row(t, index);
+    for (int32_t b = 0; b < t->blocks; b++)
+        finish_block(t, b);
 }

@@ -132,9 +132,11 @@ INLINE void make_row_weights(decode_state *s, int32_t row, bool wide, bool half)
     for (int32_t j = s->from; j < s->to; j += 64) {
         const tile_columns *columns = &s->columns[j / HR_MICRO_COLUMNS];
         __m512i e[2];
+        for (int i = 0; i < 2; i++)
+            e[i] = _mm512_subs_epu16(top, _mm512_load_si512(s->y[row] + j + 32 * i));
+        weights_of(e, 2, &c, half);
 #pragma GCC unroll 2
         for (int i = 0; i < 2; i++) {
-            e[i] = weights_of(_mm512_load_si512(s->y[row] + j + 32 * i), top, &c, half);
             add_weights(&sum, e[i], _mm512_load_si512(columns->sum + 32 * i));
             if (wide) add_weights(&rest, e[i], _mm512_load_si512(columns->rest + 32 * i));
         }

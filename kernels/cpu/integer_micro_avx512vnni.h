@@ -25,7 +25,6 @@ enum { HR_MICRO_ROWS = 6 };
 #define Z(n) "%%zmm" #n
 #define LOAD(n, offset, base) "vmovdqa64 " #offset "(" base "), " Z(n) "\n\t"
 #define BROADCAST(n, offset, base) "vpbroadcastd " #offset "(" base "), " Z(n) "\n\t"
-#define COPY(from, to) "vpord " Z(from) ", " Z(from) ", " Z(to) "\n\t"
 #define CLEAR(n) "vpxord " Z(n) ", " Z(n) ", " Z(n) "\n\t"
 #define STORE(n, offset, base) "vmovdqa64 " Z(n) ", " #offset "(" base ")\n\t"
 #define DOT(u8, i8, sum) "vpdpbusd " Z(i8) ", " Z(u8) ", " Z(sum) "\n\t"
@@ -39,12 +38,9 @@ enum { HR_MICRO_ROWS = 6 };
 /* Q.K^T: the vectors are unsigned (K + 128), the broadcasts signed (q). */
 #define QK_ROW(b, q_offset, a0, a1, a2, a3)                                                        \
     BROADCAST(b, q_offset, "%[q]") DOT(24, b, a0) DOT(25, b, a1) DOT(26, b, a2) DOT(27, b, a3)
-/*
- * The copies are made by a vector port: accumulators that come from loads or from moves, which the
- * core renames away, made a call 20 cycles slower (measured on Sapphire Rapids).
- */
 #define QK_INIT(offset, a0, a1, a2, a3)                                                            \
-    BROADCAST(28, offset, "%[init]") COPY(28, a0) COPY(28, a1) COPY(28, a2) COPY(28, a3)
+    BROADCAST(a0, offset, "%[init]") BROADCAST(a1, offset, "%[init]")                              \
+    BROADCAST(a2, offset, "%[init]") BROADCAST(a3, offset, "%[init]")
 #define QK_STORE(offset, a0, a1, a2, a3)                                                           \
     STORE(a0, 0 + offset, "%[x]") STORE(a1, 64 + offset, "%[x]")                                   \
     STORE(a2, 128 + offset, "%[x]") STORE(a3, 192 + offset, "%[x]")
@@ -52,7 +48,7 @@ enum { HR_MICRO_ROWS = 6 };
 #define QK_MULTIPLY                                                                                \
     QK_INIT(0, 0, 1, 2, 3) QK_INIT(4, 4, 5, 6, 7) QK_INIT(8, 8, 9, 10, 11)                         \
     QK_INIT(12, 12, 13, 14, 15) QK_INIT(16, 16, 17, 18, 19) QK_INIT(20, 20, 21, 22, 23)            \
-    ".p2align 5\n"                                                                                 \
+    ".p2align 6\n"                                                                                 \
     "1:\n\t"                                                                                       \
     LOAD(24, 0, "%[k]") LOAD(25, 64, "%[k]") LOAD(26, 128, "%[k]") LOAD(27, 192, "%[k]")           \
     QK_ROW(28, 0, 0, 1, 2, 3) QK_ROW(29, 4, 4, 5, 6, 7) QK_ROW(30, 8, 8, 9, 10, 11)                \
@@ -139,23 +135,38 @@ static inline void micro_qk_logits(const int32_t *q, const uint8_t *k, int64_t q
 #define PV_ROW(n, b, p_offset, a0, a1, a2, a3)                                                     \
     BROADCAST(b, p_offset, "%[p]") PV_DOT_##n(b, a0, a1, a2, a3)
 #define PV_CLEAR(a0, a1, a2, a3) CLEAR(a0) CLEAR(a1) CLEAR(a2) CLEAR(a3)
-#define PV_STORE_1(offset, a0, a1, a2, a3) STORE(a0, 0 + offset, "%[t]")
-#define PV_STORE_2(offset, a0, a1, a2, a3)                                                         \
-    PV_STORE_1(offset, a0, a1, a2, a3) STORE(a1, 64 + offset, "%[t]")
-#define PV_STORE_3(offset, a0, a1, a2, a3)                                                         \
-    PV_STORE_2(offset, a0, a1, a2, a3) STORE(a2, 128 + offset, "%[t]")
-#define PV_STORE_4(offset, a0, a1, a2, a3)                                                         \
-    PV_STORE_3(offset, a0, a1, a2, a3) STORE(a3, 192 + offset, "%[t]")
+/* O of a row = T * beta + O * alpha; then the next row. */
+#define PV_OUTPUT(offset, old, sum)                                                                \
+    "vcvtdq2ps " Z(sum) ", " Z(sum) "\n\t"                                                         \
+    "vmulps " #offset "(%[o]), " Z(24) ", " Z(old) "\n\t"                                          \
+    "vfmadd213ps " Z(old) ", " Z(25) ", " Z(sum) "\n\t"                                            \
+    "vmovaps " Z(sum) ", " #offset "(%[o])\n\t"
+#define PV_OUTPUT_1(a0, a1, a2, a3) PV_OUTPUT(0, 26, a0)
+#define PV_OUTPUT_2(a0, a1, a2, a3) PV_OUTPUT_1(a0, a1, a2, a3) PV_OUTPUT(64, 27, a1)
+#define PV_OUTPUT_3(a0, a1, a2, a3) PV_OUTPUT_2(a0, a1, a2, a3) PV_OUTPUT(128, 28, a2)
+#define PV_OUTPUT_4(a0, a1, a2, a3) PV_OUTPUT_3(a0, a1, a2, a3) PV_OUTPUT(192, 29, a3)
+#define PV_JOIN(n, alpha, beta, a0, a1, a2, a3)                                                    \
+    BROADCAST(24, alpha, "%[scalars]") BROADCAST(25, beta, "%[scalars]")                           \
+    PV_OUTPUT_##n(a0, a1, a2, a3)                                                                  \
+    "add %[o_stride], %[o]\n\t"
+
+/* What multiplies six rows' old O and their T: rows 0 .. 5 from alpha and beta on. */
+typedef struct micro_scalars {
+    ALIGNED float alpha[16], beta[16];
+} micro_scalars;
 
 /*
- * t[r][0 .. 16 n - 1] = sum over 64 * tiles keys of p[r][key] * v[key][column].
+ * O[r][0 .. 16 n - 1] = T * beta[r] + O * alpha[r], T = sum over 64 * tiles keys of p[r][key] *
+ * v[key][column].
  *
  * p [tiles][6][64] unsigned bytes in the key order of HR_LAYOUT_VNNI_V; v quads of 4 keys, `stride`
- * bytes apart, each [16 n][4] signed bytes, 64-byte aligned; t [6][64] int32, 64-byte aligned.
+ * bytes apart, each [16 n][4] signed bytes, 64-byte aligned; o rows `o_stride` bytes apart, 64-byte
+ * aligned; scalars points at the alpha of row 0 in a micro_scalars.
  */
 #define DEFINE_MICRO_PV(n)                                                                         \
     static inline void micro_pv_##n(const uint8_t *p, const int8_t *v, int64_t stride,             \
-                                    int64_t tiles, int32_t *t)                                     \
+                                    int64_t tiles, float *o, int64_t o_stride,                     \
+                                    const float *scalars)                                          \
     {                                                                                              \
         int64_t quads;                                                                             \
         __asm__ volatile(                                                                          \
@@ -163,7 +174,7 @@ static inline void micro_qk_logits(const int32_t *q, const uint8_t *k, int64_t q
             PV_CLEAR(12, 13, 14, 15) PV_CLEAR(16, 17, 18, 19) PV_CLEAR(20, 21, 22, 23)             \
             "1:\n\t"                                                                               \
             "mov $16, %[quads]\n\t"                                                                \
-            ".p2align 5\n"                                                                         \
+            ".p2align 6\n"                                                                         \
             "2:\n\t"                                                                               \
             PV_LOAD_##n                                                                            \
             PV_ROW(n, 28, 0, 0, 1, 2, 3) PV_ROW(n, 29, 64, 4, 5, 6, 7)                             \
@@ -176,11 +187,11 @@ static inline void micro_qk_logits(const int32_t *q, const uint8_t *k, int64_t q
             "add $320, %[p]\n\t"                                                                   \
             "dec %[tiles]\n\t"                                                                     \
             "jnz 1b\n\t"                                                                           \
-            PV_STORE_##n(0, 0, 1, 2, 3) PV_STORE_##n(256, 4, 5, 6, 7)                              \
-            PV_STORE_##n(512, 8, 9, 10, 11) PV_STORE_##n(768, 12, 13, 14, 15)                      \
-            PV_STORE_##n(1024, 16, 17, 18, 19) PV_STORE_##n(1280, 20, 21, 22, 23)                  \
-            : [p] "+r"(p), [v] "+r"(v), [tiles] "+r"(tiles), [quads] "=&r"(quads)                  \
-            : [stride] "r"(stride), [t] "r"(t)                                                     \
+            PV_JOIN(n, 0, 64, 0, 1, 2, 3) PV_JOIN(n, 4, 68, 4, 5, 6, 7)                            \
+            PV_JOIN(n, 8, 72, 8, 9, 10, 11) PV_JOIN(n, 12, 76, 12, 13, 14, 15)                     \
+            PV_JOIN(n, 16, 80, 16, 17, 18, 19) PV_JOIN(n, 20, 84, 20, 21, 22, 23)                  \
+            : [p] "+r"(p), [v] "+r"(v), [tiles] "+r"(tiles), [quads] "=&r"(quads), [o] "+r"(o)     \
+            : [stride] "r"(stride), [o_stride] "r"(o_stride), [scalars] "r"(scalars)               \
             : "cc", "memory", ALL_VECTOR_REGISTERS);                                               \
     }
 
@@ -192,20 +203,20 @@ DEFINE_MICRO_PV(4)
 /* clang-format on */
 
 static inline void micro_pv(int vectors, const uint8_t *p, const int8_t *v, int64_t stride,
-                            int64_t tiles, int32_t *t)
+                            int64_t tiles, float *o, int64_t o_stride, const float *scalars)
 {
     switch (vectors) {
     case 1:
-        micro_pv_1(p, v, stride, tiles, t);
+        micro_pv_1(p, v, stride, tiles, o, o_stride, scalars);
         break;
     case 2:
-        micro_pv_2(p, v, stride, tiles, t);
+        micro_pv_2(p, v, stride, tiles, o, o_stride, scalars);
         break;
     case 3:
-        micro_pv_3(p, v, stride, tiles, t);
+        micro_pv_3(p, v, stride, tiles, o, o_stride, scalars);
         break;
     default:
-        micro_pv_4(p, v, stride, tiles, t);
+        micro_pv_4(p, v, stride, tiles, o, o_stride, scalars);
         break;
     }
 }
@@ -213,7 +224,6 @@ static inline void micro_pv(int vectors, const uint8_t *p, const int8_t *v, int6
 #undef Z
 #undef LOAD
 #undef BROADCAST
-#undef COPY
 #undef CLEAR
 #undef STORE
 #undef DOT

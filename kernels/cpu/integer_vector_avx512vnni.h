@@ -67,13 +67,14 @@ typedef struct tile_exponents {
 
 /* What weights are made with: keep it in registers. */
 typedef struct weight_constants {
-    __m512i bend, round;
+    __m512i bend, index, round;
     __mmask64 low; /* the low bytes of words */
 } weight_constants;
 
 INLINE weight_constants load_weight_constants(void)
 {
     return (weight_constants){.bend = _mm512_loadu_si512(hr_integer_bend),
+                              .index = _mm512_set1_epi16(1 << 12), /* times 2^-16: line / 16 */
                               .round = _mm512_set1_epi16(256),
                               .low = UINT64_C(0x5555555555555555)};
 }
@@ -95,14 +96,25 @@ INLINE __m512i from_half(__m512i x, bool half)
     return _mm512_inserti64x4(y, _mm512_cvtepi32_epi16(high), 1);
 }
 
-/* hr_integer_weight of y - N, for top = TOP + N. */
-INLINE __m512i weights_of(__m512i y, __m512i top, const weight_constants *c, bool half)
+/*
+ * e[i]: from TOP + N - y, stopped at 0, to hr_integer_weight of y - N; n vectors side by side. The
+ * shift of the index is a multiplication, because shifts share one port with the subtractions.
+ */
+INLINE void weights_of(__m512i e[], int n, const weight_constants *c, bool half)
 {
-    const __m512i line = _mm512_subs_epu16(top, y), index = _mm512_srli_epi16(line, 4);
-    __m512i bend;
-    /* In assembly: clang makes a blend and two more of the intrinsic. */
-    __asm__("vpermb %2, %1, %0%{%3%}%{z%}" : "=v"(bend) : "v"(index), "v"(c->bend), "Yk"(c->low));
-    return from_half(_mm512_subs_epu16(line, bend), half);
+    __m512i bend[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++)
+        bend[i] = _mm512_mulhi_epu16(e[i], c->index);
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++)
+        /* In assembly: clang makes a blend and two more of the intrinsic. */
+        __asm__("vpermb %2, %1, %0%{%3%}%{z%}"
+                : "=v"(bend[i])
+                : "v"(bend[i]), "v"(c->bend), "Yk"(c->low));
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++)
+        e[i] = from_half(_mm512_subs_epu16(e[i], bend[i]), half);
 }
 
 /* s += e * A or e * B, sums of the lanes of hr_integer_lane. In assembly: gcc 12 copies the sum. */

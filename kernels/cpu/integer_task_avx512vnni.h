@@ -1,0 +1,74 @@
+/*
+ * What a task of the integer kernels on AVX-512 VNNI holds in its scratch: 96 rows, in blocks of
+ * twelve, which are two groups of the six rows that the products take. A block's scalars (maximum,
+ * exponent, factors) are one vector, so that what a tile does to them costs the same for twelve
+ * rows as for one.
+ */
+#ifndef HEADROOM_INTEGER_TASK_AVX512VNNI_H
+#define HEADROOM_INTEGER_TASK_AVX512VNNI_H
+
+#include "integer_body_avx512vnni.h"
+#include "integer_micro_avx512vnni.h"
+#include "integer_reduce_avx512vnni.h"
+#include "integer_vector_avx512vnni.h"
+
+enum {
+    ROWS = HR_MICRO_ROWS,
+    BLOCK = HR_REDUCE_ROWS,
+    GROUPS = BLOCK / ROWS,
+    BLOCKS = HR_INTEGER_VNNI_ROWS / BLOCK,
+    SUBTILE = HR_INTEGER_VNNI_TILE,
+    SUBTILES = HR_INTEGER_TILE / SUBTILE,
+    LANES = 16 /* of a block's scalars: the first twelve are rows */
+};
+
+/* Which keys a group's rows see. */
+typedef struct group_range {
+    int32_t any_lo, any_hi;       /* keys that some row of the group sees are in here */
+    int32_t common_lo, common_hi; /* keys that every row sees are those in here */
+} group_range;
+
+/* A block's rows; rows past the end of the task repeat the last one. */
+typedef struct block_state {
+    ALIGNED float l[BLOCK][HR_INTEGER_LANES];
+    ALIGNED float m[LANES], e[LANES], a[LANES];
+    ALIGNED double factor[LANES];
+    ALIGNED int32_t init[LANES];          /* bits of 1.5 * 2^23, less 128 times the sum of q */
+    ALIGNED int32_t lo[LANES], hi[LANES]; /* keys a row sees; none in the lanes that are no rows */
+    group_range range[GROUPS];
+} block_state;
+
+/* A block on its way through the steps of one tile, as far as two blocks need it at a time. */
+typedef struct passage {
+    micro_scalars o;                         /* alpha and beta of O */
+    ALIGNED float alpha[LANES], beta[LANES]; /* of l */
+    ALIGNED int32_t top[LANES];              /* TOP + N, in both words */
+    block_state *block;
+    int32_t first_row;
+    int begin[GROUPS], end[GROUPS]; /* subtiles [begin, end) hold keys that some row sees */
+} passage;
+
+typedef struct task {
+    passage passage[2];
+    /* A block's y in the order of micro_qk_logits, and its P. */
+    ALIGNED uint16_t y[GROUPS][SUBTILES][ROWS][SUBTILE];
+    ALIGNED uint8_t p[GROUPS][SUBTILES][ROWS][SUBTILE];
+    ALIGNED uint16_t lanes[BLOCK][32]; /* the block's least y by lanes */
+    tile_columns columns[SUBTILES];
+    ALIGNED float exact[SUBTILES][ROWS][SUBTILE]; /* a group's y in FP32, where it is needed */
+    ALIGNED float k_scale[HR_INTEGER_TILE], v_scale[HR_INTEGER_TILE];
+    block_state block[BLOCKS];
+    const hr_kernel_args *args;
+    int32_t head_dim, channels; /* channels: head_dim rounded up to 16 */
+    int8_t width[HR_INTEGER_MAX_HEAD_DIM / HR_MICRO_COLUMNS + 1]; /* of column blocks, in vectors */
+    int32_t blocks;
+    int32_t first; /* the tile's first key */
+    tile_exponents tile;
+    bool half; /* the CPU has AVX512-FP16 */
+    const uint8_t *tile_k;
+    const int8_t *tile_v;
+    int32_t *q; /* [blocks * 2][head_dim / 4][6] dwords */
+    float *o;   /* [blocks * 12][channels] */
+} task;
+
+#endif
