@@ -78,10 +78,10 @@ static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *r
         model.p_running = row->isa == HR_ISA_SM90; /* 448 at the running maximum, not the tile's */
         model.half = row->isa == HR_ISA_AVX512FP16 && row->max_seqlen_q == 0;
         model.half_decode = row->isa == HR_ISA_AVX512FP16 && row->max_seqlen_q > 0;
-        if (model.half || model.half_decode) model.dot_terms = 0;
-        if (!model.half_decode) break;
-        model.p_relative = HALF_DECODE_P_RELATIVE;
-        model.p_absolute = HALF_DECODE_P_ABSOLUTE;
+        if (!model.half && !model.half_decode) break;
+        model.dot_terms = 0;
+        model.p_relative = model.half ? 0 : HALF_DECODE_P_RELATIVE;
+        model.p_absolute = model.half ? 0 : HALF_DECODE_P_ABSOLUTE;
         break;
     case HR_DTYPE_U8:
         /*

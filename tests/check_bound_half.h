@@ -8,13 +8,14 @@
  * 1. Logits. With S = q.k / (2^a q_scale k_scale) in FP16, and `path` all partial sums of q.k:
  *        D_j += softmax_scale (u path + (head_dim + pieces) 2^-25 2^a q_scale k_scale)
  * 2. Weights. s - m, the factor and the exponential's argument are off by u each, relative to the
- *    distance from the tile's largest logit m_t; the exponential itself by 3 u (test_half_softmax
- *    measures that over all arguments); the sum of 8 weights in FP16 by 3 u; weights that become
- *    subnormal or 0 by 2^-24 M_t:
- *        E_j += 3 u (m_t - s_j) + 6 u,   and w_j is off by another 2^-24 M_t
- * 5. Output, per tile of n keys, with `path` all partial sums of w_j v_jc. P is weight / M_t * 1.75
- *    and V is value / (2 v_scale) there:
- *        |O_c - o_c| += u path + n 2^-25 M_t 2 v_scale / 1.75
+ *    distance from the tile's largest logit m_t; the exponential itself, whose last operation
+ * rounds P to FP16, by 2 u (test_half_softmax measures that over all arguments); the sum of 16
+ * weights in FP16 by 4 u; weights that become subnormal or 0 by 2^-24 M_t: E_j += 3 u (m_t - s_j) +
+ * 6 u,   and w_j is off by another 2^-24 M_t
+ * 3. P is not rounded to E4M3: R_j = 0.
+ * 5. Output, per tile of n keys, with `path` all partial sums of w_j v_jc. P is weight / M_t and V
+ *    is value / v_scale there:
+ *        |O_c - o_c| += u path + n 2^-25 M_t v_scale
  */
 #ifndef HEADROOM_CHECK_BOUND_HALF_H
 #define HEADROOM_CHECK_BOUND_HALF_H
@@ -94,7 +95,7 @@ static inline void half_path_add(half_path *path, double term)
 static inline double half_sum_error(const half_path *path, double unit)
 {
     const double joins = fmax(path->all.greatest, -path->all.least); /* two more */
-    return HALF_UNIT * (path->length + 2 * joins) + path->terms * HALF_TINY * unit * 2 / 1.75;
+    return HALF_UNIT * (path->length + 2 * joins) + path->terms * HALF_TINY * unit;
 }
 
 #endif

@@ -1,6 +1,6 @@
 /*
- * FP8 attention through AVX512-FP16: Q, K, V and P in E4M3, products in FP16, statistics and O in
- * FP32. Query rows are the lanes, 96 a block, so every step is vertical:
+ * FP8 attention through AVX512-FP16: Q, K and V in E4M3, P and products in FP16, statistics and O
+ * in FP32. Query rows are the lanes, 96 a block, so every step is vertical:
  *
  *     for every tile of 128 keys: decode K and V to FP16, once for all blocks
  *         for every block of 96 rows:
@@ -14,12 +14,12 @@
  *
  * Ranges. Codes become FP16 as value * 2^-8, exactly (all of E4M3 is in FP16 then). Q is multiplied
  * by a power of two such that |S| <= 448^2 head_dim 2^-a < 32752 for all inputs, and differences of
- * scores stay finite. P <= 1.75 and V is taken as value / 2 <= 224: |sum| <= 1.75 * 224 * 128 <
- * 65504. A task with a NaN, or a softmax scale that FP16 would not hold in full, goes to the
- * AVX-512 kernel of the same recipe.
+ * scores stay finite. P <= 1 and V is taken as value / v_scale <= 448: |sum| <= 448 * 128 < 65504.
+ * A task with a NaN, or a softmax scale that FP16 would not hold in full, goes to the AVX-512
+ * kernel of the same recipe.
  *
  * Limited by the FP16 multiply-add rate. Against 2 head_dim of them a vector of 32 rows and key
- * stand about 18 operations for the softmax, 8 for joining O a channel and tile, and decoding.
+ * stand about 10 operations for the softmax, 8 for joining O a channel and tile, and decoding.
  */
 #include "vec_avx512.h"
 
@@ -233,7 +233,21 @@ static void find_largest(const workspace *work, row_block *block, block_span spa
     }
 }
 
-/* Scores -> weights, and each row's sum of them before rounding: 8 keys in FP16, then FP32. */
+/* Scores of 8 keys -> weights; returns their sum a row. */
+static inline __m512h weigh_keys(_Float16 *s, __m512h largest, __m512h c, __m512h least)
+{
+    __m512h p[PRODUCT_LINES];
+    for (int i = 0; i < PRODUCT_LINES; i++) {
+        p[i] = half_weights(_mm512_load_ph(s + i * BLOCK_ROWS), largest, c, least);
+        _mm512_store_ph(s + i * BLOCK_ROWS, p[i]);
+    }
+    for (int width = PRODUCT_LINES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++)
+            p[i] = _mm512_add_ph(p[i], p[i + width]);
+    return p[0];
+}
+
+/* Scores -> weights, and each row's sum of them: up to 16 keys in FP16, then FP32. */
 static void apply_weights_half(const workspace *work, row_block *block, block_span span,
                                int32_t vecs)
 {
@@ -243,18 +257,14 @@ static void apply_weights_half(const workspace *work, row_block *block, block_sp
         const __m512h c = _mm512_loadu_ph(block->c + lane);
         const __m512h least = _mm512_loadu_ph(block->least + lane);
         __m512 low = _mm512_setzero_ps(), high = low;
-        for (int32_t key = span.first; key < span.last; key += PRODUCT_LINES) {
+        for (int32_t key = span.first; key < span.last; key += 2 * PRODUCT_LINES) {
             _Float16 *s = work->scores + key * BLOCK_ROWS + lane;
-            __m512h p[PRODUCT_LINES];
-            for (int i = 0; i < PRODUCT_LINES; i++) {
-                p[i] = half_weights(_mm512_load_ph(s + i * BLOCK_ROWS), largest, c, least);
-                _mm512_store_ph(s + i * BLOCK_ROWS, half_round_e4m3(p[i]));
-            }
-            for (int width = PRODUCT_LINES / 2; width > 0; width /= 2)
-                for (int i = 0; i < width; i++)
-                    p[i] = _mm512_add_ph(p[i], p[i + width]);
-            low = _mm512_add_ps(low, half_low(p[0]));
-            high = _mm512_add_ps(high, half_high(p[0]));
+            __m512h sum = weigh_keys(s, largest, c, least);
+            if (key + PRODUCT_LINES < span.last)
+                sum = _mm512_add_ph(sum,
+                                    weigh_keys(s + PRODUCT_LINES * BLOCK_ROWS, largest, c, least));
+            low = _mm512_add_ps(low, half_low(sum));
+            high = _mm512_add_ps(high, half_high(sum));
         }
         _mm512_storeu_ps(block->tile_sum + lane, low);
         _mm512_storeu_ps(block->tile_sum + lane + VEC_WIDTH, high);
@@ -270,7 +280,7 @@ static void join_tile(row_block *block, int32_t vecs)
                            vec_load(block->factor + i));
         vec joined = vec_max(here, before), reference = vec_max(vec_set(-0x1p127f), joined);
         vec alpha = vec_exp2(vec_sub(before, reference));
-        vec beta = vec_mul(vec_exp2(vec_sub(here, reference)), vec_set(1 / HALF_TOP));
+        vec beta = vec_exp2(vec_sub(here, reference));
         vec sum = vec_mul(vec_load(block->sum + i), alpha);
         vec_store(block->sum + i, vec_fma(vec_load(block->tile_sum + i), beta, sum));
         vec_store(block->max + i, joined);
@@ -363,8 +373,7 @@ static void finish_block(const hr_kernel_args *args, const workspace *work, int3
     for (int32_t i = 0; i < block->rows; i += VEC_WIDTH) {
         const vec sum = vec_load(block->sum + i);
         const __mmask16 some = _mm512_cmp_ps_mask(sum, vec_set(0), _CMP_NEQ_UQ);
-        /* O^T has half the values; 0 for a row that sees no key. */
-        const vec inverse = _mm512_maskz_div_ps(some, vec_set(2), sum);
+        const vec inverse = _mm512_maskz_div_ps(some, vec_set(1), sum); /* 0: sees no key */
         const int32_t rows = block->rows - i < VEC_WIDTH ? block->rows - i : VEC_WIDTH;
         store_rows(o + i, args->head_dim, inverse, scales, rows,
                    args->o + (first + i) * args->o_stride, args->o_stride);
@@ -383,7 +392,7 @@ static bool process_tile(const hr_kernel_args *args, workspace *work, const key_
 {
     if (!load_codes_twice(&args->k, tile->begin, tile->count, PRODUCT_LINES, args->head_dim, 1,
                           work->keys) ||
-        !load_codes_twice(&args->v, tile->begin, tile->count, PRODUCT_LINES, args->head_dim, 128,
+        !load_codes_twice(&args->v, tile->begin, tile->count, PRODUCT_LINES, args->head_dim, 256,
                           work->values))
         return false;
     for (int32_t b = 0; b < work->blocks_used; b++)
