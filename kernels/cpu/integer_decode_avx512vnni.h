@@ -25,12 +25,40 @@ static inline size_t integer_decode_scratch(int32_t head_dim)
     return sizeof(decode_state) + DECODE_ROWS * vectors * 3 * sizeof(__m512i);
 }
 
-/* Step 1, and a of step 2. */
-static void prepare_tile(decode_state *s)
+/*
+ * What the steps of a tile cost, in quarters of a cycle, so that prefetches are spread evenly: per
+ * vector of codes loaded, per vector multiplied for a row, and per row of softmax. A step of few
+ * rows costs what its lines take to come from memory. Preparing a tile costs six times what stands
+ * here, but the prefetches of more lines at once would keep its loads waiting.
+ */
+enum {
+    LOAD_COST = 8,
+    MULTIPLY_COST = 2,
+    SOFTMAX_COST = 800,
+    PREPARE_COST = 500,
+    LINE_COST = 48,
+    FEW_STEPS = 2 * DECODE_TILE / 4
+};
+
+/* What the whole tile costs; sets step_cost. */
+static int32_t tile_cost(decode_state *s, int32_t parts)
 {
+    const int32_t load = s->vectors * LOAD_COST;
+    const int32_t rest = PREPARE_COST + SOFTMAX_COST * s->rows;
+    if (s->rows > 2) return FEW_STEPS * (load + s->vectors * MULTIPLY_COST * s->rows) + rest;
+    const int32_t lines = 2 * DECODE_TILE * parts * LINE_COST;
+    s->step_cost = (lines - rest) / FEW_STEPS > load ? (lines - rest) / FEW_STEPS : load;
+    return FEW_STEPS * s->step_cost + rest;
+}
+
+/* Step 1, and a of step 2. */
+static void prepare_tile(decode_state *s, const code_rows *k, const code_rows *v)
+{
+    prefetch_share(&s->walk.ahead, k, v, PREPARE_COST / 2);
     const hr_kernel_operand *k_rows = &s->args->k, *v_rows = &s->args->v;
     const int32_t head_dim = s->args->head_dim, f = s->exponents.f;
     const float k_max = gather_scales(k_rows, head_dim, s->first, s->count, s->k_scale);
+    prefetch_share(&s->walk.ahead, k, v, PREPARE_COST / 2);
     const float v_max = gather_scales(v_rows, head_dim, s->first, s->count, s->v_scale);
     s->exponents = scale_columns(s->k_scale, k_max, s->v_scale, v_max, s->count, s->columns);
     if (f == s->exponents.f) return;
@@ -176,23 +204,11 @@ static void add_outputs(decode_state *s)
     }
 }
 
-/*
- * What the steps of a tile cost, in quarters of a cycle, so that prefetches are spread evenly: per
- * vector of codes loaded, per vector multiplied for a row, and per row of softmax.
- */
-enum { LOAD_COST = 8, MULTIPLY_COST = 2, SOFTMAX_COST = 800 };
-
-static int32_t tile_cost(const decode_state *s)
-{
-    const int32_t vectors = 2 * DECODE_TILE / 4 * s->vectors;
-    return vectors * (LOAD_COST + MULTIPLY_COST * s->rows) + SOFTMAX_COST * s->rows;
-}
-
 /* Steps 3, 4 and 6 but O. */
 static void update_softmax(decode_state *s, const code_rows *k, const code_rows *v)
 {
     for (int32_t row = 0; row < s->rows; row++) {
-        if (s->rows > 2) prefetch_share(&s->walk.ahead, k, v, SOFTMAX_COST / 2);
+        prefetch_share(&s->walk.ahead, k, v, SOFTMAX_COST / 2);
         make_logits(s, row);
     }
     for (int32_t row = 0; row < s->rows; row += 16)
@@ -200,7 +216,7 @@ static void update_softmax(decode_state *s, const code_rows *k, const code_rows 
                   (row_scalars){s->m + row, s->e + row, s->alpha + row, s->beta + row,
                                 s->alpha_o + row, s->beta_o + row});
     for (int32_t row = 0; row < s->rows; row++) {
-        if (s->rows > 2) prefetch_share(&s->walk.ahead, k, v, SOFTMAX_COST / 2);
+        prefetch_share(&s->walk.ahead, k, v, SOFTMAX_COST / 2);
         make_weights(s, row);
     }
 }
@@ -212,8 +228,11 @@ INLINE void decode_few(decode_state *s, const code_rows *k, const code_rows *v, 
     for (int32_t key = s->from; key < s->end; key += KEY_STEP)
         score_keys(s, k, v, rows, key, kind);
     update_softmax(s, k, v);
-    for (int32_t part = 0; part < v->parts; part++)
-        sum_values(s, k, v, rows, part, kind);
+    int32_t part = 0;
+    for (; kind == CODES_BYTES && part + 2 <= v->parts; part += 2)
+        sum_values(s, k, v, rows, part, 2, kind);
+    for (; part < v->parts; part++)
+        sum_values(s, k, v, rows, part, 1, kind);
 }
 
 /* One tile for any number of rows. */
@@ -257,7 +276,7 @@ INLINE void decode_many(decode_state *s, const code_rows *k, const code_rows *v,
 /* One tile: steps 1 to 6 for all rows. */
 INLINE void decode_tile(decode_state *s, const code_rows *k, const code_rows *v, code_kind kind)
 {
-    prepare_tile(s);
+    prepare_tile(s, k, v);
     if (kind == CODES_SHIFTED) {
         gather_zero_points(&s->args->k, s->first, s->count, s->k_zero);
         gather_zero_points(&s->args->v, s->first, s->count, s->v_zero);
@@ -279,7 +298,10 @@ static const hr_kernel_args *args_of(const decode_state *s, int32_t row, int32_t
     return s->args + row / queries;
 }
 
-/* Q of a row, spread as a K block is: vector k of a part, lane L: dword 4 L + k, four times. */
+/*
+ * Q of a row, spread as a K block is: vector k of a part, lane L: dword 4 L + k, four times. One or
+ * two rows have it as the codes lie in a row of K, low nibbles' channels and then high ones'.
+ */
 static void begin_row(decode_state *s, int32_t row, bool nibbles)
 {
     int32_t query, sum = 0;
@@ -290,9 +312,13 @@ static void begin_row(decode_state *s, int32_t row, bool nibbles)
     for (int32_t c = 0; c < args->head_dim; c++) {
         const int32_t byte = nibbles ? c / 2 : c, half = nibbles ? c % 2 : 0;
         const int32_t k = byte / PART * 4 + byte % 16 / 4, lane = byte % PART / 16;
+        sum += codes[c];
+        if (s->rows <= 2) {
+            out[(byte / PART * (nibbles ? 2 : 1) + half) * PART + byte % PART] = codes[c];
+            continue;
+        }
         int8_t *place = out + ((nibbles ? 2 * k + half : k) * 4 + lane) * 16 + byte % 4;
         place[0] = place[4] = place[8] = place[12] = codes[c];
-        sum += codes[c];
     }
     s->init[row] = (int32_t)hr_integer_bits(HR_INTEGER_MAGIC) - 128 * sum;
     s->factor[row] = hr_integer_row_factor(args, query);
@@ -331,7 +357,7 @@ INLINE void decode_range(decode_state *s, const hr_kernel_range *range, const co
         s->from = range->begin > s->first ? (range->begin - s->first) / 64 * 64 : 0;
         s->to = end < DECODE_TILE ? (end + 63) / 64 * 64 : DECODE_TILE;
         s->end = s->count < s->to ? s->count : s->to;
-        walk_to(&s->walk, s->args, s->first, s->count, tile_cost(s));
+        walk_to(&s->walk, s->args, s->first, s->count, tile_cost(s, k->parts));
         decode_tile(s, k, v, kind);
     }
 }

@@ -70,22 +70,32 @@ INLINE __m512i expand_nibbles(const code_rows *rows, __m512i bytes, int high)
     return _mm512_permutexvar_epi8(bytes, rows->levels);
 }
 
-/* Four vectors as moved bytes -> four or eight vectors of codes. */
-INLINE void expand_block(const code_rows *rows, const __m512i v[4], code_kind kind, __m512i zero,
-                         __m512i out[8])
+/*
+ * A vector of moved bytes -> one or two vectors of codes. `offset` is in the nibbles' levels, for
+ * bytes it is added here: 128 or 0.
+ */
+INLINE void expand_codes(const code_rows *rows, __m512i v, code_kind kind, int offset, __m512i zero,
+                         __m512i out[2])
 {
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; k++) {
-        if (kind == CODES_BYTES) {
-            out[k] = v[k];
-            continue;
-        }
-        out[2 * k] = expand_nibbles(rows, v[k], 0);
-        out[2 * k + 1] = expand_nibbles(rows, v[k], 1);
-        if (kind != CODES_SHIFTED) continue;
-        out[2 * k] = _mm512_sub_epi8(out[2 * k], zero);
-        out[2 * k + 1] = _mm512_sub_epi8(out[2 * k + 1], zero);
+    if (kind == CODES_BYTES) {
+        out[0] = offset ? _mm512_xor_si512(v, _mm512_set1_epi8((char)128)) : v;
+        return;
     }
+    out[0] = expand_nibbles(rows, v, 0);
+    out[1] = expand_nibbles(rows, v, 1);
+    if (kind != CODES_SHIFTED) return;
+    out[0] = _mm512_sub_epi8(out[0], zero);
+    out[1] = _mm512_sub_epi8(out[1], zero);
+}
+
+/* Four vectors as moved bytes -> four or eight vectors of codes. */
+INLINE void expand_block(const code_rows *rows, const __m512i v[4], code_kind kind, int offset,
+                         __m512i zero, __m512i out[8])
+{
+    const int planes = kind == CODES_BYTES ? 1 : 2;
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++)
+        expand_codes(rows, v[k], kind, offset, zero, out + planes * k);
 }
 
 /* One part of four keys, code + 128, as in a K block. `zero`: dword i of a lane is token i's. */
@@ -97,11 +107,7 @@ INLINE void key_vectors(const code_rows *rows, const uint8_t *const row[4], int3
     for (int i = 0; i < 4; i++)
         v[i] = load_part(rows, row[i], part);
     transpose_lanes(v);
-    expand_block(rows, v, kind, zero, out);
-    if (kind != CODES_BYTES) return;
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; k++)
-        out[k] = _mm512_xor_si512(out[k], _mm512_set1_epi8((char)128));
+    expand_block(rows, v, kind, 128, zero, out);
 }
 
 /* One part of four keys as in a V block. `zero`: byte i of a dword is token i's. */
@@ -120,7 +126,7 @@ INLINE void value_vectors(const code_rows *rows, const uint8_t *const row[4], in
     v[1] = _mm512_unpackhi_epi16(t[0], t[2]);
     v[2] = _mm512_unpacklo_epi16(t[1], t[3]);
     v[3] = _mm512_unpackhi_epi16(t[1], t[3]);
-    expand_block(rows, v, kind, zero, out);
+    expand_block(rows, v, kind, 0, zero, out);
 }
 
 /* The zero points of four keys as key_vectors takes them. */

@@ -34,8 +34,9 @@ typedef struct decode_state {
     int32_t from, to;     /* multiples of 64: the range's keys of the tile are in [from, to) */
     int32_t end;          /* those that exist: the lesser of count and to */
     tile_exponents exponents;
-    bool half;  /* the CPU has AVX512-FP16 */
-    __m512i *q; /* [rows][vectors], in the order of a K block, four times */
+    int32_t step_cost; /* of a product of four keys, for prefetch_share; with one or two rows */
+    bool half;         /* the CPU has AVX512-FP16 */
+    __m512i *q; /* [rows][vectors], in the order of a K block, four times; few rows: as codes lie */
     __m512i *t; /* [rows][vectors] int32, in the order of a V block */
     float *o;   /* the same order */
 } decode_state;
@@ -64,7 +65,21 @@ INLINE void store_scores(decode_state *s, int32_t row, int32_t key, const __m512
     _mm512_store_ps(s->x[row] + key, _mm512_castsi512_ps(total));
 }
 
-/* S of keys [key, key + 16) for one or two rows, straight from memory. rows is a constant. */
+/* Dword i of a lane: the sum of a lane of v[i], which is one key's. */
+INLINE __m512i sum_dwords(const __m512i v[4])
+{
+    const __m512i ab =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+    const __m512i cd =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+}
+
+/*
+ * S of keys [key, key + 16) for one or two rows, straight from memory and as the codes lie there: a
+ * sum of a key in each vector, which costs less than transposing as long as rows are few. rows is a
+ * constant.
+ */
 INLINE void score_keys(decode_state *s, const code_rows *k, const code_rows *v, int rows,
                        int32_t key, code_kind kind)
 {
@@ -73,23 +88,30 @@ INLINE void score_keys(decode_state *s, const code_rows *k, const code_rows *v, 
 #pragma GCC unroll 4
     for (int g = 0; g < 4; g++) {
         const uint8_t *row[4];
-        const __m512i zero = key_zeros(s->k_zero + key + 4 * g, kind);
+        __m512i dwords[2][4];
         four_rows(k, s->walk.tile, key + 4 * g, row);
-        prefetch_rows(&s->walk.ahead, k, v);
+        prefetch_share(&s->walk.ahead, k, v, s->step_cost);
         prefetch_near(k, s->walk.tile, key + 4 * g, v, s->walk.tile);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            const __m512i zero = _mm512_set1_epi8((char)s->k_zero[key + 4 * g + i]);
 #pragma GCC unroll 2
-        for (int r = 0; r < rows; r++)
-            sum[r][g] = _mm512_setzero_si512();
-        for (int32_t part = 0; part < k->parts; part++) {
-            __m512i codes[8];
-            key_vectors(k, row, part, kind, zero, codes);
-#pragma GCC unroll 8
-            for (int i = 0; i < 4 * planes; i++)
+            for (int r = 0; r < rows; r++)
+                dwords[r][i] = _mm512_setzero_si512();
+            for (int32_t part = 0; part < k->parts; part++) {
+                __m512i codes[2];
+                expand_codes(k, load_part(k, row[i], part), kind, 128, zero, codes);
 #pragma GCC unroll 2
                 for (int r = 0; r < rows; r++)
-                    add_products(&sum[r][g], codes[i],
-                                 s->q[r * s->vectors + part * 4 * planes + i]);
+#pragma GCC unroll 2
+                    for (int plane = 0; plane < planes; plane++)
+                        add_products(&dwords[r][i], codes[plane],
+                                     s->q[r * s->vectors + part * planes + plane]);
+            }
         }
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++)
+            sum[r][g] = sum_dwords(dwords[r]);
     }
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++)
@@ -160,37 +182,50 @@ INLINE __m512i four_weights(const decode_state *s, int32_t row, int32_t key)
     return _mm512_set1_epi32(weights);
 }
 
-/* Step 5: T of one or two rows and one part, straight from memory. rows is a constant. */
+/*
+ * Step 5: T of one or two rows and the parts [part, part + parts), straight from memory. rows and
+ * parts are constants; eight sums a row.
+ */
 INLINE void sum_values(decode_state *s, const code_rows *k, const code_rows *v, int rows,
-                       int32_t part, code_kind kind)
+                       int32_t part, int parts, code_kind kind)
 {
     const int vectors = kind == CODES_BYTES ? 4 : 8;
-    __m512i sum[2][8];
+    __m512i sum[2][2][8];
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-        for (int i = 0; i < vectors; i++)
-            sum[r][i] = _mm512_setzero_si512();
-    for (int32_t key = s->from; key < s->end; key += 4) {
-        const uint8_t *row[4];
-        __m512i codes[8];
-        four_rows(v, s->walk.tile, key, row);
-        if (part == 0) prefetch_rows(&s->walk.ahead, k, v);
-        if (part == 0) prefetch_near(v, s->walk.tile, key, k, s->walk.ahead.next);
-        value_vectors(v, row, part, kind, value_zeros(s->v_zero + key, kind), codes);
 #pragma GCC unroll 2
-        for (int r = 0; r < rows; r++) {
-            const __m512i weights = four_weights(s, r, key);
+        for (int p = 0; p < parts; p++)
 #pragma GCC unroll 8
             for (int i = 0; i < vectors; i++)
-                add_products(&sum[r][i], weights, codes[i]);
+                sum[r][p][i] = _mm512_setzero_si512();
+    for (int32_t key = s->from; key < s->end; key += 4) {
+        const uint8_t *row[4];
+        const __m512i zero = value_zeros(s->v_zero + key, kind);
+        four_rows(v, s->walk.tile, key, row);
+        if (part == 0) {
+            prefetch_share(&s->walk.ahead, k, v, s->step_cost);
+            prefetch_near(v, s->walk.tile, key, k, s->walk.ahead.next);
+        }
+#pragma GCC unroll 2
+        for (int p = 0; p < parts; p++) {
+            __m512i codes[8];
+            value_vectors(v, row, part + p, kind, zero, codes);
+#pragma GCC unroll 2
+            for (int r = 0; r < rows; r++) {
+                const __m512i weights = four_weights(s, r, key);
+#pragma GCC unroll 8
+                for (int i = 0; i < vectors; i++)
+                    add_products(&sum[r][p][i], weights, codes[i]);
+            }
         }
     }
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int p = 0; p < parts; p++)
 #pragma GCC unroll 8
-        for (int i = 0; i < vectors; i++)
-            _mm512_store_si512(s->t + r * s->vectors + part * vectors + i, sum[r][i]);
+            for (int i = 0; i < vectors; i++)
+                _mm512_store_si512(s->t + r * s->vectors + (part + p) * vectors + i, sum[r][p][i]);
 }
 
 /* Keys [key, key + 4 quads) of the tile to v_block: [quad][part][vectors of value_vectors]. */
