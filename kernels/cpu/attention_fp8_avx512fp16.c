@@ -112,23 +112,24 @@ static bool start_blocks(const hr_kernel_args *args, workspace *work)
         const int32_t first = args->q_begin + b * BLOCK_ROWS;
         block->rows = args->q_end - first < BLOCK_ROWS ? args->q_end - first : BLOCK_ROWS;
         const int32_t lanes = (block->rows + HALF_LANES - 1) / HALF_LANES * HALF_LANES;
-        fits &= load_codes_twice(&args->q, first, block->rows, HALF_LANES, head_dim,
-                                 (float)(1 << (16 - exponent)), work->keys);
         _Float16 *q = work->q + (size_t)b * (size_t)work->channels * BLOCK_ROWS;
         for (int32_t row = 0; row < lanes; row += HALF_LANES)
-            for (int32_t channel = 0; channel < head_dim; channel += 16)
-                transpose_rows(work->keys + row * work->channels + channel, work->channels,
-                               q + channel * BLOCK_ROWS + row, BLOCK_ROWS);
+            fits &= load_transposed(&args->q, first + row, block->rows - row, head_dim,
+                                    (float)(1 << (16 - exponent)), q + row, BLOCK_ROWS);
         for (int32_t i = 0; i < lanes; i++) {
             const int32_t row = first + (i < block->rows ? i : 0);
-            const float factor = row_factor(args, row) * (float)(1 << exponent);
-            fits &= factor >= 0x1p-12f && factor <= 0x1p12f;
-            block->factor[i] = factor;
-            block->c[i] = (_Float16)factor;
-            block->least[i] = (_Float16)(HALF_LEAST_EXPONENT / factor);
+            block->factor[i] = row_factor(args, row) * (float)(1 << exponent);
             /* Smoothing shifted every logit but the sink's. */
             block->max[i] = (args->sink - row_bias(args, row)) * LOG2E;
             block->sum[i] = args->sink > -INFINITY ? 1 : 0;
+        }
+        for (int32_t i = 0; i < lanes; i += VEC_WIDTH) {
+            const vec factor = vec_load(block->factor + i);
+            fits &= _mm512_cmp_ps_mask(factor, vec_set(0x1p-12f), _CMP_GE_OQ) == 0xffff &&
+                    _mm512_cmp_ps_mask(factor, vec_set(0x1p12f), _CMP_LE_OQ) == 0xffff;
+            _mm256_storeu_ph(block->c + i, _mm512_cvtxps_ph(factor));
+            _mm256_storeu_ph(block->least + i,
+                             _mm512_cvtxps_ph(vec_div(vec_set(HALF_LEAST_EXPONENT), factor)));
         }
     }
     memset(work->o, 0,
@@ -390,10 +391,10 @@ static void finish_block(const hr_kernel_args *args, const workspace *work, int3
 /* All blocks over one tile; false when a code of it is NaN. */
 static bool process_tile(const hr_kernel_args *args, workspace *work, const key_tile *tile)
 {
-    if (!load_codes_twice(&args->k, tile->begin, tile->count, PRODUCT_LINES, args->head_dim, 1,
-                          work->keys) ||
-        !load_codes_twice(&args->v, tile->begin, tile->count, PRODUCT_LINES, args->head_dim, 256,
-                          work->values))
+    if (!load_twice(&args->k, tile->begin, tile->count, PRODUCT_LINES, args->head_dim, 1,
+                    work->keys) ||
+        !load_twice(&args->v, tile->begin, tile->count, PRODUCT_LINES, args->head_dim, 256,
+                    work->values))
         return false;
     for (int32_t b = 0; b < work->blocks_used; b++)
         process_rows(args, work, tile, b);
