@@ -22,6 +22,12 @@ def limit_file_size():
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
 
 
+def payload(path):
+    """The tensors of a safetensors file as they lie in it: all but its header."""
+    raw = path.read_bytes()
+    return raw[8 + struct.unpack("<Q", raw[:8])[0] :]
+
+
 class CliTest(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory(prefix="headroom-cli-")
@@ -137,6 +143,37 @@ class Stages(CliTest):
         blocks.write_text('{"block_q": 12}')
         self.fails(1, *run, "--block-sparse", blocks, says="it must have the numbers")
 
+    def test_every_instruction_set_level(self):
+        """HEADROOM_ISA takes instruction sets away from the last one on, and runs go on."""
+        x86 = ("portable", "avx2", "avx512", "avx512vnni", "avx512fp16")
+        rows = json.loads(self.ok("kernels", "--json").stdout)["kernels"]
+        here = {row["isa"] for row in rows if row["runnable"]} - {"sm90"}
+        best = {}
+        levels = sorted(here, key=lambda isa: x86.index(isa) if isa in x86 else len(x86))
+        for count in range(1, len(levels) + 1):
+            env = {**os.environ, "HEADROOM_ISA": ",".join(levels[:count])}
+            listed = json.loads(self.ok("kernels", "--json", env=env).stdout)["kernels"]
+            isa_of = {row["kernel"]: row["isa"] for row in listed if row["runnable"]}
+            self.assertEqual(set(isa_of.values()), set(levels[:count]))
+            for recipe in ("bf16", "int8", "int4", "int8-fp8"):
+                with self.subTest(level=levels[count - 1], recipe=recipe):
+                    out = self.dir / f"{recipe}-{count}.safetensors"
+                    text = self.ok(
+                        "run", self.rec, "--recipe", recipe, "--check", "--json", "-o", out, env=env
+                    ).stdout
+                    for layer in json.loads(text)["layers"]:
+                        self.assertIn(layer["kernel"], isa_of)
+                        self.assertLess(layer["error"]["rel_l2"], 0.3)
+                        best[recipe, count] = isa_of[layer["kernel"]]
+                    if recipe.startswith("int") and recipe != "int8-fp8":
+                        first = self.dir / f"{recipe}-1.safetensors"
+                        self.assertEqual(payload(out), payload(first))
+        for recipe in ("bf16", "int8-fp8"):
+            if "avx2" in here:
+                self.assertEqual([best[recipe, n] for n in (1, 2)], ["portable", "avx2"])
+        if "avx512vnni" in here:
+            self.assertEqual(best["int8", levels.index("avx512vnni") + 1], "avx512vnni")
+
     def test_layers_selects(self):
         out = self.dir / "out.safetensors"
         document = json.loads(
@@ -158,7 +195,10 @@ class Stages(CliTest):
         ]
         for command in commands:
             with self.subTest(command[0]):
-                json.loads(self.ok(*command, "--json", "--threads", 2).stdout)
+                document = json.loads(self.ok(*command, "--json", "--threads", 2).stdout)
+                if command[0] == "kernels":
+                    self.assertGreater(len(document["kernels"]), 8)
+                    self.assertIn("attention_bf16_portable", str(document))
 
     def test_bench_rows_have_the_fields_scripts_read(self):
         rows = json.loads(

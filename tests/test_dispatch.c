@@ -1,8 +1,10 @@
 /*
  * Choosing a kernel: a pure function of the query and the ISA mask, so made-up machines can be
- * tested here; detection and its limit by HEADROOM_ISA; the log of a choice.
+ * tested here; detection and its limit by HEADROOM_ISA; plans at every level this machine has; the
+ * log of a choice.
  */
 #include <criterion/criterion.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +12,7 @@
 
 #include "dispatch.h"
 #include "isa.h"
+#include "plan_setup.h"
 
 static const uint32_t every_isa = (1u << HR_ISA_COUNT) - 1;
 static const uint32_t portable_only = 1u << HR_ISA_PORTABLE;
@@ -189,6 +192,131 @@ Test(isa, the_environment_limits_and_never_adds)
     cr_assert_eq(hr_isa_mask(), 0);
     cr_assert(strstr(hr_last_error(), "HEADROOM_ISA"));
     cr_assert(strstr(hr_last_error(), "\"sse9\""));
+}
+
+#if defined(__x86_64__)
+/* The rows that recipes get on x86 machines, from the barest to the one with everything. NULL: the
+ * integer recipes' row below AVX-512 VNNI is any. */
+static const struct {
+    const char *recipe;
+    int32_t seqlen_q;
+    const char *rows[5]; /* portable, avx2, avx512, avx512vnni, avx512fp16 */
+} x86_choices[] = {
+    {"bf16", 0, {"bf16_portable", "bf16_avx2", "bf16_avx512", "bf16_avx512", "bf16_avx512"}},
+    {"bf16",
+     1,
+     {"bf16_portable", "bf16_avx2", "bf16_decode_avx512", "bf16_decode_avx512",
+      "bf16_decode_avx512"}},
+    {"fp8", 0, {"fp8_portable", "fp8_avx2", "fp8_avx512", "fp8_avx512", "fp8_avx512fp16"}},
+    {"fp8",
+     1,
+     {"fp8_portable", "fp8_avx2", "fp8_decode_avx512", "fp8_decode_avx512",
+      "fp8_decode_avx512fp16"}},
+    {"int8-fp8",
+     0,
+     {"int8_fp8_portable", "int8_fp8_avx2", "int8_fp8_avx512", "int8_fp8_avx512",
+      "int8_fp8_avx512"}},
+    {"int8", 0, {"int8_portable", NULL, NULL, "int8_avx512vnni", "int8_avx512vnni"}},
+    {"int8", 1, {"int8_portable", NULL, NULL, "int8_decode_avx512vnni", "int8_decode_avx512vnni"}},
+    {"int4", 0, {"int4_portable", NULL, NULL, "int4_avx512vnni", "int4_avx512vnni"}},
+    {"int4", 1, {"int4_portable", NULL, NULL, "int4_decode_avx512vnni", "int4_decode_avx512vnni"}},
+};
+
+Test(levels, every_x86_machine_gets_its_best_rows)
+{
+    static const char *const levels[5] = {"portable", "avx2", "avx2,avx512",
+                                          "avx2,avx512,avx512vnni",
+                                          "avx2,avx512,avx512vnni,avx512fp16"};
+    for (size_t i = 0; i < sizeof x86_choices / sizeof x86_choices[0]; i++)
+        for (int level = 0; level < 5; level++) {
+            if (!x86_choices[i].rows[level]) continue;
+            uint32_t mask;
+            cr_assert_eq(hr_isa_parse(levels[level], &mask), HR_OK);
+            hr_kernel_query query = query_for(x86_choices[i].recipe, 64, HR_FEATURE_CAUSAL);
+            query.seqlen_q = x86_choices[i].seqlen_q;
+            const hr_kernel_info *row;
+            cr_assert_eq(hr_kernel_find(&query, mask, &row), HR_OK, "%s", hr_last_error());
+            cr_expect_str_eq(row->name + strlen("attention_"), x86_choices[i].rows[level],
+                             "%s with %s: %s", x86_choices[i].recipe, levels[level], row->name);
+        }
+}
+#endif
+
+/* HEADROOM_ISA limits this process to what the machine has up to `last`. */
+static uint32_t set_level(hr_isa last)
+{
+    char names[128] = "portable";
+    uint32_t mask = portable_only;
+    for (int isa = HR_ISA_PORTABLE + 1; isa <= (int)last; isa++) {
+        if (!(hr_isa_detect() >> isa & 1)) continue;
+        mask |= 1u << isa;
+        snprintf(names + strlen(names), sizeof names - strlen(names), ",%s",
+                 hr_isa_name((hr_isa)isa));
+    }
+    setenv("HEADROOM_ISA", names, 1);
+    return mask;
+}
+
+/* No row of a later instruction set in the mask takes what the plan was given an earlier one's for.
+ */
+static void expect_best(const plan_setup *s, const hr_kernel_info *chosen, uint32_t mask)
+{
+    cr_expect(mask >> chosen->isa & 1, "%s", chosen->name);
+    for (int i = 0; i < hr_kernel_count(); i++) {
+        const hr_kernel_info *row = hr_kernel_at(i);
+        if (row->isa <= chosen->isa || !(mask >> row->isa & 1)) continue;
+        hr_plan *plan;
+        hr_plan_options options = {.kernel = row->name};
+        hr_status status = hr_plan_create(&s->problem, &s->recipe, &options, &plan);
+        cr_expect_neq(status, HR_OK, "%s chosen, %s serves too", chosen->name, row->name);
+        hr_plan_free(plan);
+    }
+}
+
+/*
+ * One recipe at every level of this machine: the plan's row is the level's best, and what it
+ * computes is in both the packing's and the kernel's instruction set the same, bit for bit, where
+ * the recipe is one of integers.
+ */
+static void check_levels(const char *recipe, int32_t seqlen_q, bool exact)
+{
+    plan_setup *portable = NULL;
+    for (int isa = 0; isa < HR_ISA_COUNT; isa++) {
+        if (!(hr_isa_detect() & hr_isa_of_device(HR_DEVICE_CPU) & 1u << isa)) continue;
+        const uint32_t mask = set_level((hr_isa)isa);
+        cr_assert_eq(hr_isa_mask(), mask);
+        plan_setup *s = setup_make(recipe, 4, 2, 64, seqlen_q, 301);
+        s->problem.mask.causal = true;
+        hr_plan *plan = setup_plan(s, NULL);
+        expect_best(s, hr_plan_kernel(plan), mask);
+        const hr_layer_layouts layouts = hr_plan_layouts(plan);
+        setup_pack(s, &layouts);
+        setup_run(s, plan);
+        hr_plan_free(plan);
+        const float *o = s->o.data, *expected = portable ? portable->o.data : o;
+        for (int64_t i = 0; i < hr_tensor_size(&s->o); i++)
+            cr_assert(exact ? o[i] == expected[i] : fabsf(o[i] - expected[i]) <= 0.05f,
+                      "%s up to %s: element %lld is %g, not %g", recipe, hr_isa_name((hr_isa)isa),
+                      (long long)i, o[i], expected[i]);
+        if (portable)
+            setup_free(s);
+        else
+            portable = s;
+    }
+    setup_free(portable);
+    unsetenv("HEADROOM_ISA");
+}
+
+Test(levels, plans_run_the_best_row_of_every_level)
+{
+    static const int32_t lengths[] = {1, 40};
+    for (int i = 0; i < 2; i++) {
+        check_levels("bf16", lengths[i], false);
+        check_levels("int8", lengths[i], true);
+        check_levels("int4", lengths[i], true);
+        check_levels("fp8:q.granularity=token,kv.scale=dynamic", lengths[i], false);
+        check_levels("int8-fp8", lengths[i], false);
+    }
 }
 
 Test(log, says_what_was_asked_and_what_was_chosen)

@@ -47,7 +47,7 @@ static json_t *operand_object(hr_dtype dtype, uint32_t granularities, hr_layout 
 static json_t *kernel_object(const hr_kernel_info *kernel, bool runnable)
 {
     return json_pack(
-        "{ss ss sb so so so ss so si si si si si si}", "kernel", kernel->name, "isa",
+        "{ss ss sb so so so ss so si si si si si}", "kernel", kernel->name, "isa",
         hr_isa_name(kernel->isa), "runnable", runnable, "q",
         operand_object(kernel->q_dtype, kernel->q_granularities, kernel->q_layout), "k",
         operand_object(kernel->k_dtype, kernel->k_granularities, kernel->k_layout), "v",
