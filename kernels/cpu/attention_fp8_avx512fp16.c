@@ -50,6 +50,8 @@ typedef struct row_block {
     float tile_sum[BLOCK_ROWS];             /* of its weights */
     int16_t lo[BLOCK_ROWS], hi[BLOCK_ROWS]; /* keys of the tile that the row sees */
     int32_t rows;
+    bool started;  /* O holds something */
+    bool rescales; /* some alpha is not 1 */
 } row_block;
 
 typedef struct workspace {
@@ -111,6 +113,7 @@ static bool start_blocks(const hr_kernel_args *args, workspace *work)
         row_block *block = &work->blocks[b];
         const int32_t first = args->q_begin + b * BLOCK_ROWS;
         block->rows = args->q_end - first < BLOCK_ROWS ? args->q_end - first : BLOCK_ROWS;
+        block->started = false;
         const int32_t lanes = (block->rows + HALF_LANES - 1) / HALF_LANES * HALF_LANES;
         _Float16 *q = work->q + (size_t)b * (size_t)work->channels * BLOCK_ROWS;
         for (int32_t row = 0; row < lanes; row += HALF_LANES)
@@ -132,8 +135,6 @@ static bool start_blocks(const hr_kernel_args *args, workspace *work)
                              _mm512_cvtxps_ph(vec_div(vec_set(HALF_LEAST_EXPONENT), factor)));
         }
     }
-    memset(work->o, 0,
-           (size_t)work->blocks_used * (size_t)work->channels * BLOCK_ROWS * sizeof *work->o);
     return fits;
 }
 
@@ -272,14 +273,21 @@ static void apply_weights_half(const workspace *work, row_block *block, block_sp
     }
 }
 
-/* The tile's maxima and sums into the running ones; alpha and beta are what rescales O. */
+/*
+ * The tile's maxima and sums into the running ones; alpha and beta are what rescales O. A row's
+ * running maximum follows only where a tile's is more than 8 octaves above it, as beta and sums may
+ * as well be larger than 1 in FP32: so nearly all alphas are 1.
+ */
 static void join_tile(row_block *block, int32_t vecs)
 {
+    __mmask16 moved = 0;
     for (int32_t i = 0; i < vecs * HALF_LANES; i += VEC_WIDTH) {
         vec before = vec_load(block->max + i);
         vec here = vec_mul(_mm512_cvtxph_ps(_mm256_loadu_ph(block->largest + i)),
                            vec_load(block->factor + i));
-        vec joined = vec_max(here, before), reference = vec_max(vec_set(-0x1p127f), joined);
+        __mmask16 above = _mm512_cmp_ps_mask(here, vec_add(before, vec_set(8)), _CMP_GT_OQ);
+        vec joined = _mm512_mask_mov_ps(before, above, here);
+        vec reference = vec_max(vec_set(-0x1p127f), joined);
         vec alpha = vec_exp2(vec_sub(before, reference));
         vec beta = vec_exp2(vec_sub(here, reference));
         vec sum = vec_mul(vec_load(block->sum + i), alpha);
@@ -287,7 +295,9 @@ static void join_tile(row_block *block, int32_t vecs)
         vec_store(block->max + i, joined);
         vec_store(block->alpha + i, alpha);
         vec_store(block->beta + i, beta);
+        moved |= above;
     }
+    block->rescales = moved != 0;
 }
 
 /* V^T P^T of 8 channels, from `channel` on. */
@@ -307,22 +317,42 @@ static void sum_values(const workspace *work, int32_t channel, block_span span, 
     }
 }
 
-/* O^T = alpha O^T + beta V^T P^T. */
-static void multiply_values(const workspace *work, const row_block *block, int32_t head_dim,
-                            float *o, block_span span, int32_t vecs)
+/* 8 channels of O^T = alpha O^T + beta sums, where alpha is 1 and where there is no O^T before. */
+FLOAT_INLINE void join_sums(const row_block *block, const _Float16 *sums, float *o, int32_t vecs,
+                            bool started, bool rescales)
 {
-    _Float16 sums[PRODUCT_LINES * BLOCK_ROWS] __attribute__((aligned(64)));
-    for (int32_t channel = 0; channel < head_dim; channel += PRODUCT_LINES) {
-        sum_values(work, channel, span, vecs, sums);
-        for (int32_t i = 0; i < vecs * HALF_LANES; i += VEC_WIDTH) {
-            const vec alpha = vec_load(block->alpha + i), beta = vec_load(block->beta + i);
-            float *target = o + channel * BLOCK_ROWS + i;
-            for (int line = 0; line < PRODUCT_LINES; line++, target += BLOCK_ROWS) {
-                vec sum = _mm512_cvtxph_ps(_mm256_load_ph(sums + line * BLOCK_ROWS + i));
-                vec_store(target, vec_fma(sum, beta, vec_mul(vec_load(target), alpha)));
-            }
+    for (int32_t i = 0; i < vecs * HALF_LANES; i += VEC_WIDTH) {
+        const vec alpha = vec_load(block->alpha + i), beta = vec_load(block->beta + i);
+        for (int line = 0; line < PRODUCT_LINES; line++) {
+            float *target = o + line * BLOCK_ROWS + i;
+            vec sum = _mm512_cvtxph_ps(_mm256_load_ph(sums + line * BLOCK_ROWS + i));
+            if (!started)
+                sum = vec_mul(sum, beta);
+            else if (!rescales)
+                sum = vec_fma(sum, beta, vec_load(target));
+            else
+                sum = vec_fma(sum, beta, vec_mul(vec_load(target), alpha));
+            vec_store(target, sum);
         }
     }
+}
+
+/* O^T = alpha O^T + beta V^T P^T. */
+static void multiply_values(const workspace *work, row_block *block, int32_t head_dim, float *o,
+                            block_span span, int32_t vecs)
+{
+    _Float16 sums[PRODUCT_LINES * BLOCK_ROWS] __attribute__((aligned(64)));
+    for (int32_t channel = 0; channel < head_dim;
+         channel += PRODUCT_LINES, o += PRODUCT_LINES * BLOCK_ROWS) {
+        sum_values(work, channel, span, vecs, sums);
+        if (!block->started)
+            join_sums(block, sums, o, vecs, false, false);
+        else if (!block->rescales)
+            join_sums(block, sums, o, vecs, true, false);
+        else
+            join_sums(block, sums, o, vecs, true, true);
+    }
+    block->started = true;
 }
 
 static void process_rows(const hr_kernel_args *args, workspace *work, const key_tile *tile,
@@ -363,7 +393,8 @@ static void store_rows(const float *o, int32_t head_dim, vec inverse, const floa
 static void finish_block(const hr_kernel_args *args, const workspace *work, int32_t b)
 {
     const row_block *block = &work->blocks[b];
-    const float *o = work->o + (size_t)b * (size_t)work->channels * BLOCK_ROWS;
+    float *o = work->o + (size_t)b * (size_t)work->channels * BLOCK_ROWS;
+    if (!block->started) memset(o, 0, (size_t)work->channels * BLOCK_ROWS * sizeof *o);
     const int32_t first = args->q_begin + b * BLOCK_ROWS;
     float scales[MAX_CHANNELS];
     if (has_channel_scales(&args->v))
