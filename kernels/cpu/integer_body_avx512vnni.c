@@ -23,7 +23,7 @@
 size_t hr_integer_attention_avx512vnni_scratch(int32_t head_dim)
 {
     size_t rows = HR_INTEGER_VNNI_ROWS;
-    return sizeof(task) + rows * (size_t)head_dim +
+    return sizeof(task) + rows * (size_t)head_dim + Q_PADDING +
            rows * (size_t)hr_integer_vnni_channels(head_dim) * sizeof(float);
 }
 
@@ -123,19 +123,32 @@ INLINE void multiply(const task *t, const passage *w, int g, int subtile, float 
              x);
 }
 
-/* Step 3 for 64 keys that not every row sees. */
-RARE void make_masked_logits(task *t, passage *w, int g, int subtile)
+/* A mask of keys in the order of a vector of packed logits. */
+INLINE __mmask32 packed_order(uint32_t keys)
 {
-    float(*y)[SUBTILE] = t->exact[subtile];
-    multiply(t, w, g, subtile, y[0]);
-    make_exact_logits(t, w->block, g, subtile, true, y);
+    uint32_t words = 0;
+    /* Quarter by quarter, four keys of the low 16 and then four of the high. */
+    for (int quarter = 0; quarter < 4; quarter++)
+        words |= (keys >> 4 * quarter & 15) << 8 * quarter | (keys >> (16 + 4 * quarter) & 15)
+                                                                 << (8 * quarter + 4);
+    return words;
+}
+
+/* Step 3 for 64 keys that not every row sees: those not seen get y = 65535, after the fact. */
+RARE void mask_logits(task *t, passage *w, int g, int subtile, bool first)
+{
     for (int r = 0; r < ROWS; r++) {
-        uint16_t *lanes = t->lanes[g * ROWS + r];
-        __m512i least = _mm512_load_si512(lanes);
-        for (int at = 0; at < SUBTILE; at += 32) {
-            __m512i packed = round_logits(y[r] + at, _mm512_setzero_ps());
-            least = _mm512_min_epu16(least, packed);
-            _mm512_store_si512(t->y[g][subtile][r] + at, packed);
+        const int row = g * ROWS + r;
+        const uint64_t seen =
+            visible_bits(w->block->lo[row], w->block->hi[row], t->first + subtile * SUBTILE);
+        uint16_t *y = t->y[g][subtile][r], *lanes = t->lanes[row];
+        const __m512i none = _mm512_set1_epi16(-1);
+        __m512i half[2], least = first ? none : _mm512_load_si512(lanes);
+        for (int i = 0; i < 2; i++) {
+            const __mmask32 words = packed_order((uint32_t)(seen >> 32 * i));
+            half[i] = _mm512_mask_mov_epi16(none, words, _mm512_load_si512(y + 32 * i));
+            _mm512_store_si512(y + 32 * i, half[i]);
+            least = _mm512_min_epu16(least, half[i]);
         }
         _mm512_store_si512(lanes, least);
     }
@@ -195,11 +208,25 @@ RARE void remake_scores(task *t, passage *w, __mmask16 rows, float offset[LANES]
     }
 }
 
+/*
+ * Before a block's first tile O is not there. Where all rows see something of the tile it becomes
+ * T, as their beta is 1; else it starts as zeros.
+ */
+INLINE void enter_output(task *t, passage *w, __mmask16 seen)
+{
+    block_state *block = w->block;
+    w->first = block->fresh && seen == block->rows;
+    if (block->fresh && !w->first)
+        memset(t->o + w->first_row * t->channels, 0, (size_t)(BLOCK * t->channels) * sizeof *t->o);
+    block->fresh = false;
+}
+
 /* M of the block's rows, -inf where a row sees nothing; makes logits anew where they need it. */
 static __m512 find_largest(task *t, passage *w)
 {
     ALIGNED float offset[LANES];
     const __mmask16 seen = rows_that_see(t, w->block);
+    enter_output(t, w, seen);
     const __m512i least = reduce_least(t->lanes);
     const __m512i from = _mm512_sub_epi32(least, _mm512_set1_epi32(1));
     __mmask16 away = _mm512_cmpgt_epu32_mask(from, _mm512_set1_epi32(HR_INTEGER_MAX_LEAST - 1));
@@ -224,18 +251,25 @@ static void make_scores(task *t, passage *w)
 {
     block_state *block = w->block;
     const int64_t quads = t->head_dim / 4;
-    for (int row = 0; row < BLOCK; row++)
-        _mm512_store_si512(t->lanes[row], _mm512_set1_epi16(-1));
+    for (int g = 0; g < GROUPS; g++)
+        if (w->begin[g] >= w->end[g])
+            for (int r = 0; r < ROWS; r++)
+                _mm512_store_si512(t->lanes[g * ROWS + r], _mm512_set1_epi16(-1));
     for (int s = 0; s < SUBTILES; s++)
         for (int g = 0; g < GROUPS; g++) {
             if (s < w->begin[g] || s >= w->end[g]) continue;
-            if (is_masked(t, &block->range[g], s))
-                make_masked_logits(t, w, g, s);
+            const int32_t *q = t->q + (w->first_row + g * ROWS) * quads;
+            const uint8_t *k = t->tile_k + (int64_t)s * SUBTILE * t->head_dim;
+            const int32_t *init = block->init + g * ROWS;
+            const float *a = block->a + g * ROWS;
+            const bool masked = is_masked(t, &block->range[g], s), first = s == w->begin[g];
+            /* Keys not seen must not count among the least: mask_logits finds that then. */
+            uint16_t *lanes = masked ? t->unused_lanes[0] : t->lanes[g * ROWS];
+            if (first || masked)
+                micro_qk_logits_first(q, k, quads, init, &t->columns[s], a, t->y[g][s][0], lanes);
             else
-                micro_qk_logits(t->q + (w->first_row + g * ROWS) * quads,
-                                t->tile_k + (int64_t)s * SUBTILE * t->head_dim, quads,
-                                block->init + g * ROWS, &t->columns[s], block->a + g * ROWS,
-                                t->y[g][s][0], t->lanes[g * ROWS]);
+                micro_qk_logits_next(q, k, quads, init, &t->columns[s], a, t->y[g][s][0], lanes);
+            if (masked) mask_logits(t, w, g, s, first);
         }
     join_tile(&t->tile, find_largest(t, w),
               (row_scalars){block->m, block->e, w->alpha, w->beta, w->o.alpha, w->o.beta});
@@ -347,8 +381,8 @@ static void add_values(task *t, const passage *w)
         for (int g = 0; g < GROUPS; g++) {
             const int64_t begin = w->begin[g], tiles = w->end[g] - begin;
             if (tiles > 0)
-                micro_pv(*width, t->p[g][begin][0], v + begin * (SUBTILE / 4) * stride, stride,
-                         tiles, o + g * ROWS * t->channels, stride, w->o.alpha + g * ROWS);
+                micro_pv(*width, w->first, t->p[g][begin][0], v + begin * (SUBTILE / 4) * stride,
+                         stride, tiles, o + g * ROWS * t->channels, stride, w->o.alpha + g * ROWS);
         }
         v += *width * 64;
         o += *width * 16;

@@ -90,35 +90,41 @@ static inline void micro_qk(const int32_t *q, const uint8_t *k, int64_t quads, c
 /* 32 packed logits of a row. */
 #define QK_PACK(low, high, y_offset)                                                               \
     "vpackusdw " Z(high) ", " Z(low) ", " Z(low) "\n\t" STORE(low, y_offset, "%[y]")
-#define QK_LEAST(low, high, offset)                                                                \
-    "vpminuw " Z(high) ", " Z(low) ", " Z(low) "\n\t"                                              \
-    "vpminuw " #offset "(%[least]), " Z(low) ", " Z(low) "\n\t" STORE(low, offset, "%[least]")
+#define QK_LEAST_FIRST(low, high, offset)                                                          \
+    "vpminuw " Z(high) ", " Z(low) ", " Z(low) "\n\t" STORE(low, offset, "%[least]")
+#define QK_LEAST_NEXT(low, high, offset)                                                           \
+    "vpminuw " #offset "(%[least]), " Z(low) ", " Z(low) "\n\t" QK_LEAST_FIRST(low, high, offset)
 
 /*
  * As micro_qk, then logits y = fma(S * k[column], -a[r], u[column]) while the sums are in registers,
  * packed to 16 bits as round16 does: y [6][64], each half of a row in the order of vpackusdw; and
- * least[r] = min(least[r], y) in 32 lanes. least [6][32] and y are 64-byte aligned.
+ * least[r] = min of y (_first), or of y and least[r] (_next), in 32 lanes. least [6][32] and y are
+ * 64-byte aligned.
  */
-static inline void micro_qk_logits(const int32_t *q, const uint8_t *k, int64_t quads,
-                                   const int32_t *init, const tile_columns *columns,
-                                   const float *a, uint16_t *y, uint16_t *least)
-{
-    __asm__ volatile(
-        QK_MULTIPLY
-        QK_COLUMNS(0, 256, 512) QK_LOGITS(0, 4, 8, 12, 16, 20)
-        QK_COLUMNS(64, 320, 576) QK_LOGITS(1, 5, 9, 13, 17, 21)
-        QK_PACK(0, 1, 0) QK_PACK(4, 5, 128) QK_PACK(8, 9, 256) QK_PACK(12, 13, 384)
-        QK_PACK(16, 17, 512) QK_PACK(20, 21, 640)
-        QK_COLUMNS(128, 384, 640) QK_LOGITS(2, 6, 10, 14, 18, 22)
-        QK_COLUMNS(192, 448, 704) QK_LOGITS(3, 7, 11, 15, 19, 23)
-        QK_PACK(2, 3, 64) QK_PACK(6, 7, 192) QK_PACK(10, 11, 320) QK_PACK(14, 15, 448)
-        QK_PACK(18, 19, 576) QK_PACK(22, 23, 704)
-        QK_LEAST(0, 2, 0) QK_LEAST(4, 6, 64) QK_LEAST(8, 10, 128) QK_LEAST(12, 14, 192)
-        QK_LEAST(16, 18, 256) QK_LEAST(20, 22, 320)
-        : [k] "+r"(k), [q] "+r"(q), [quads] "+r"(quads)
-        : [init] "r"(init), [columns] "r"(columns), [a] "r"(a), [y] "r"(y), [least] "r"(least)
-        : "cc", "memory", ALL_VECTOR_REGISTERS);
-}
+#define DEFINE_MICRO_QK_LOGITS(name, LEAST)                                                        \
+    static inline void name(const int32_t *q, const uint8_t *k, int64_t quads,                     \
+                            const int32_t *init, const tile_columns *columns, const float *a,      \
+                            uint16_t *y, uint16_t *least)                                          \
+    {                                                                                              \
+        __asm__ volatile(                                                                          \
+            QK_MULTIPLY                                                                            \
+            QK_COLUMNS(0, 256, 512) QK_LOGITS(0, 4, 8, 12, 16, 20)                                 \
+            QK_COLUMNS(64, 320, 576) QK_LOGITS(1, 5, 9, 13, 17, 21)                                \
+            QK_PACK(0, 1, 0) QK_PACK(4, 5, 128) QK_PACK(8, 9, 256) QK_PACK(12, 13, 384)            \
+            QK_PACK(16, 17, 512) QK_PACK(20, 21, 640)                                              \
+            QK_COLUMNS(128, 384, 640) QK_LOGITS(2, 6, 10, 14, 18, 22)                              \
+            QK_COLUMNS(192, 448, 704) QK_LOGITS(3, 7, 11, 15, 19, 23)                              \
+            QK_PACK(2, 3, 64) QK_PACK(6, 7, 192) QK_PACK(10, 11, 320) QK_PACK(14, 15, 448)         \
+            QK_PACK(18, 19, 576) QK_PACK(22, 23, 704)                                              \
+            LEAST(0, 2, 0) LEAST(4, 6, 64) LEAST(8, 10, 128) LEAST(12, 14, 192)                    \
+            LEAST(16, 18, 256) LEAST(20, 22, 320)                                                  \
+            : [k] "+r"(k), [q] "+r"(q), [quads] "+r"(quads)                                        \
+            : [init] "r"(init), [columns] "r"(columns), [a] "r"(a), [y] "r"(y), [least] "r"(least) \
+            : "cc", "memory", ALL_VECTOR_REGISTERS);                                               \
+    }
+
+DEFINE_MICRO_QK_LOGITS(micro_qk_logits_first, QK_LEAST_FIRST)
+DEFINE_MICRO_QK_LOGITS(micro_qk_logits_next, QK_LEAST_NEXT)
 
 /*
  * P.V: the broadcasts are unsigned (P), the vectors signed (V). One function for each number of
@@ -145,6 +151,16 @@ static inline void micro_qk_logits(const int32_t *q, const uint8_t *k, int64_t q
 #define PV_OUTPUT_2(a0, a1, a2, a3) PV_OUTPUT_1(a0, a1, a2, a3) PV_OUTPUT(64, 27, a1)
 #define PV_OUTPUT_3(a0, a1, a2, a3) PV_OUTPUT_2(a0, a1, a2, a3) PV_OUTPUT(128, 28, a2)
 #define PV_OUTPUT_4(a0, a1, a2, a3) PV_OUTPUT_3(a0, a1, a2, a3) PV_OUTPUT(192, 29, a3)
+#define PV_FIRST(offset, sum)                                                                      \
+    "vcvtdq2ps " Z(sum) ", " Z(sum) "\n\t"                                                         \
+    "vmovaps " Z(sum) ", " #offset "(%[o])\n\t"
+#define PV_FIRST_1(a0, a1, a2, a3) PV_FIRST(0, a0)
+#define PV_FIRST_2(a0, a1, a2, a3) PV_FIRST_1(a0, a1, a2, a3) PV_FIRST(64, a1)
+#define PV_FIRST_3(a0, a1, a2, a3) PV_FIRST_2(a0, a1, a2, a3) PV_FIRST(128, a2)
+#define PV_FIRST_4(a0, a1, a2, a3) PV_FIRST_3(a0, a1, a2, a3) PV_FIRST(192, a3)
+#define PV_START(n, alpha, beta, a0, a1, a2, a3)                                                   \
+    PV_FIRST_##n(a0, a1, a2, a3)                                                                   \
+    "add %[o_stride], %[o]\n\t"
 #define PV_JOIN(n, alpha, beta, a0, a1, a2, a3)                                                    \
     BROADCAST(24, alpha, "%[scalars]") BROADCAST(25, beta, "%[scalars]")                           \
     PV_OUTPUT_##n(a0, a1, a2, a3)                                                                  \
@@ -156,15 +172,15 @@ typedef struct micro_scalars {
 } micro_scalars;
 
 /*
- * O[r][0 .. 16 n - 1] = T * beta[r] + O * alpha[r], T = sum over 64 * tiles keys of p[r][key] *
+ * O[r][0 .. 16 n - 1] = T * beta[r] + O * alpha[r] or just T, T = sum over 64 * tiles keys of p[r][key] *
  * v[key][column].
  *
  * p [tiles][6][64] unsigned bytes in the key order of HR_LAYOUT_VNNI_V; v quads of 4 keys, `stride`
  * bytes apart, each [16 n][4] signed bytes, 64-byte aligned; o rows `o_stride` bytes apart, 64-byte
  * aligned; scalars points at the alpha of row 0 in a micro_scalars.
  */
-#define DEFINE_MICRO_PV(n)                                                                         \
-    static inline void micro_pv_##n(const uint8_t *p, const int8_t *v, int64_t stride,             \
+#define DEFINE_MICRO_PV(name, n, ROW)                                                              \
+    static inline void name(const uint8_t *p, const int8_t *v, int64_t stride,                     \
                                     int64_t tiles, float *o, int64_t o_stride,                     \
                                     const float *scalars)                                          \
     {                                                                                              \
@@ -187,38 +203,36 @@ typedef struct micro_scalars {
             "add $320, %[p]\n\t"                                                                   \
             "dec %[tiles]\n\t"                                                                     \
             "jnz 1b\n\t"                                                                           \
-            PV_JOIN(n, 0, 64, 0, 1, 2, 3) PV_JOIN(n, 4, 68, 4, 5, 6, 7)                            \
-            PV_JOIN(n, 8, 72, 8, 9, 10, 11) PV_JOIN(n, 12, 76, 12, 13, 14, 15)                     \
-            PV_JOIN(n, 16, 80, 16, 17, 18, 19) PV_JOIN(n, 20, 84, 20, 21, 22, 23)                  \
+            ROW(n, 0, 64, 0, 1, 2, 3) ROW(n, 4, 68, 4, 5, 6, 7)                                    \
+            ROW(n, 8, 72, 8, 9, 10, 11) ROW(n, 12, 76, 12, 13, 14, 15)                             \
+            ROW(n, 16, 80, 16, 17, 18, 19) ROW(n, 20, 84, 20, 21, 22, 23)                          \
             : [p] "+r"(p), [v] "+r"(v), [tiles] "+r"(tiles), [quads] "=&r"(quads), [o] "+r"(o)     \
             : [stride] "r"(stride), [o_stride] "r"(o_stride), [scalars] "r"(scalars)               \
             : "cc", "memory", ALL_VECTOR_REGISTERS);                                               \
     }
 
-DEFINE_MICRO_PV(1)
-DEFINE_MICRO_PV(2)
-DEFINE_MICRO_PV(3)
-DEFINE_MICRO_PV(4)
+DEFINE_MICRO_PV(micro_pv_1, 1, PV_JOIN)
+DEFINE_MICRO_PV(micro_pv_2, 2, PV_JOIN)
+DEFINE_MICRO_PV(micro_pv_3, 3, PV_JOIN)
+DEFINE_MICRO_PV(micro_pv_4, 4, PV_JOIN)
+DEFINE_MICRO_PV(micro_pv_first_1, 1, PV_START)
+DEFINE_MICRO_PV(micro_pv_first_2, 2, PV_START)
+DEFINE_MICRO_PV(micro_pv_first_3, 3, PV_START)
+DEFINE_MICRO_PV(micro_pv_first_4, 4, PV_START)
 
 /* clang-format on */
 
-static inline void micro_pv(int vectors, const uint8_t *p, const int8_t *v, int64_t stride,
-                            int64_t tiles, float *o, int64_t o_stride, const float *scalars)
+/* `first`: O = T, whatever it was. */
+static inline void micro_pv(int vectors, bool first, const uint8_t *p, const int8_t *v,
+                            int64_t stride, int64_t tiles, float *o, int64_t o_stride,
+                            const float *scalars)
 {
-    switch (vectors) {
-    case 1:
-        micro_pv_1(p, v, stride, tiles, o, o_stride, scalars);
-        break;
-    case 2:
-        micro_pv_2(p, v, stride, tiles, o, o_stride, scalars);
-        break;
-    case 3:
-        micro_pv_3(p, v, stride, tiles, o, o_stride, scalars);
-        break;
-    default:
-        micro_pv_4(p, v, stride, tiles, o, o_stride, scalars);
-        break;
-    }
+    static void (*const micro[2][4])(const uint8_t *, const int8_t *, int64_t, int64_t, float *,
+                                     int64_t, const float *) = {
+        {micro_pv_1, micro_pv_2, micro_pv_3, micro_pv_4},
+        {micro_pv_first_1, micro_pv_first_2, micro_pv_first_3, micro_pv_first_4},
+    };
+    micro[first][vectors - 1](p, v, stride, tiles, o, o_stride, scalars);
 }
 
 #undef Z

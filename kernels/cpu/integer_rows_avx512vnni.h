@@ -14,58 +14,78 @@ INLINE int32_t task_row(const hr_kernel_args *args, int32_t index)
     return args->q_begin + (index < count ? index : count - 1);
 }
 
-/* 64 codes of two rows, dword by dword, to where the dwords of six rows lie side by side. */
-INLINE void interleave_rows(const int8_t *even, const int8_t *odd, int32_t *q)
+/*
+ * 64 codes of six rows, dword by dword, to where the dwords of the rows lie side by side: pairs of
+ * rows first, then three pairs at a time.
+ */
+INLINE void interleave_rows(const __m512i codes[ROWS], int32_t *q)
 {
-    const __m512i a = _mm512_loadu_si512(even), b = _mm512_loadu_si512(odd);
-    const __m512i pairs[2] = {_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)};
-#define STORE_QUARTER(quarter, half)                                                               \
-    {                                                                                              \
-        const __m128i two = _mm512_extracti32x4_epi32(pairs[half], quarter);                       \
-        int32_t *to = q + (4 * (quarter) + 2 * (half)) * ROWS;                                     \
-        _mm_storel_pd((double *)to, _mm_castsi128_pd(two));                                        \
-        _mm_storeh_pd((double *)(to + ROWS), _mm_castsi128_pd(two));                               \
+    const __m512i quads = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    /* Pairs of rows 0 1 (a) and 2 3 (b), with gaps (-) for those of rows 4 5 (c). */
+    const __m512i ab[3] = {_mm512_setr_epi64(0, 8, 0, 1, 9, 0, 2, 10),    /* ab- ab- ab */
+                           _mm512_setr_epi64(0, 3, 11, 0, 4, 12, 0, 5),   /* -ab -ab -a */
+                           _mm512_setr_epi64(13, 0, 6, 14, 0, 7, 15, 0)}; /* b-a b-a b- */
+    const __m512i c[3] = {_mm512_setr_epi64(0, 1, 8, 3, 4, 9, 6, 7),
+                          _mm512_setr_epi64(10, 1, 2, 11, 4, 5, 12, 7),
+                          _mm512_setr_epi64(0, 13, 2, 3, 14, 5, 6, 15)};
+    for (int half = 0; half < 2; half++) {
+        const __m512i order = _mm512_add_epi32(quads, _mm512_set1_epi32(8 * half));
+        __m512i pair[ROWS / 2];
+        for (int i = 0; i < ROWS / 2; i++)
+            pair[i] = _mm512_permutex2var_epi32(codes[2 * i], order, codes[2 * i + 1]);
+        for (int i = 0; i < 3; i++) {
+            const __m512i two = _mm512_permutex2var_epi64(pair[0], ab[i], pair[1]);
+            _mm512_storeu_si512(q + 48 * half + 16 * i,
+                                _mm512_permutex2var_epi64(two, c[i], pair[2]));
+        }
     }
-    STORE_QUARTER(0, 0)
-    STORE_QUARTER(0, 1) STORE_QUARTER(1, 0) STORE_QUARTER(1, 1) STORE_QUARTER(2, 0)
-        STORE_QUARTER(2, 1) STORE_QUARTER(3, 0) STORE_QUARTER(3, 1)
-#undef STORE_QUARTER
 }
 
 /* Q's codes of a block as [group][quad][6] dwords; returns their sums, lane by row. */
 static __m512i load_codes(task *t, int32_t b)
 {
-    const int32_t head_dim = t->head_dim, whole = head_dim / 64 * 64;
-    const __mmask64 rest = (UINT64_C(1) << (head_dim - whole)) - 1;
-    const __m512i ones = _mm512_set1_epi8(1);
+    const int32_t head_dim = t->head_dim;
     __m512i sum[BLOCK];
-    for (int row = 0; row < BLOCK; row += 2) {
-        const int8_t *codes[2];
-        for (int i = 0; i < 2; i++)
-            codes[i] = (const int8_t *)t->args->q.codes +
-                       (int64_t)task_row(t->args, b * BLOCK + row + i) * head_dim;
-        int32_t *q = t->q + (b * BLOCK + row / ROWS * ROWS) * (head_dim / 4) + row % ROWS;
-        sum[row] = sum[row + 1] = _mm512_setzero_si512();
-        for (int32_t c = 0; c < whole; c += 64) {
-            interleave_rows(codes[0] + c, codes[1] + c, q + c / 4 * ROWS);
-            for (int i = 0; i < 2; i++)
-                sum[row + i] =
-                    _mm512_dpbusd_epi32(sum[row + i], ones, _mm512_loadu_si512(codes[i] + c));
-        }
-        if (!rest) continue;
-        for (int i = 0; i < 2; i++) {
-            sum[row + i] = _mm512_dpbusd_epi32(sum[row + i], ones,
-                                               _mm512_maskz_loadu_epi8(rest, codes[i] + whole));
-            for (int32_t c = whole; c < head_dim; c += 4)
-                memcpy(q + c / 4 * ROWS + i, codes[i] + c, 4);
+    for (int g = 0; g < GROUPS; g++) {
+        int32_t *q = t->q + (b * GROUPS + g) * ROWS * (head_dim / 4);
+        for (int r = 0; r < ROWS; r++)
+            sum[g * ROWS + r] = _mm512_setzero_si512();
+        for (int32_t c = 0; c < head_dim; c += 64) {
+            const int32_t left = head_dim - c;
+            const __mmask64 mask = left < 64 ? (UINT64_C(1) << left) - 1 : ~UINT64_C(0);
+            __m512i codes[ROWS];
+            for (int r = 0; r < ROWS; r++) {
+                const int64_t row = task_row(t->args, (b * GROUPS + g) * ROWS + r);
+                codes[r] = _mm512_maskz_loadu_epi8(mask, (const int8_t *)t->args->q.codes +
+                                                             row * head_dim + c);
+                sum[g * ROWS + r] =
+                    _mm512_dpbusd_epi32(sum[g * ROWS + r], _mm512_set1_epi8(1), codes[r]);
+            }
+            interleave_rows(codes, q + c / 4 * ROWS);
         }
     }
     return reduce_rows(sum, ADD_DWORDS);
 }
 
+/* hr_integer_row_factor of the rows from `first` on. */
+static void load_factors(const hr_kernel_args *args, int32_t first, double factor[LANES])
+{
+    const int32_t row = args->q_begin + first;
+    if (args->q.granularity != HR_GRANULARITY_TOKEN || args->softcap != 0 ||
+        row + LANES > args->q_end) {
+        for (int i = 0; i < LANES; i++)
+            factor[i] = hr_integer_row_factor(args, task_row(args, first + i));
+        return;
+    }
+    for (int i = 0; i < LANES; i += 8) {
+        const __m512d scale = _mm512_cvtps_pd(_mm256_loadu_ps(args->q.scale + row + i));
+        const __m512d product = _mm512_mul_pd(scale, _mm512_set1_pd((double)args->softmax_scale));
+        _mm512_store_pd(factor + i, _mm512_mul_pd(product, _mm512_set1_pd(HR_INTEGER_LOG2E)));
+    }
+}
+
 static void begin_rows(task *t)
 {
-    memset(t->o, 0, (size_t)(t->blocks * BLOCK * t->channels) * sizeof *t->o);
     for (int32_t b = 0; b < t->blocks; b++) {
         block_state *block = &t->block[b];
         memset(block->l, 0, sizeof block->l);
@@ -74,8 +94,10 @@ static void begin_rows(task *t)
         _mm512_store_si512(block->init, _mm512_add_epi32(magic, sums));
         _mm512_store_ps(block->m, _mm512_set1_ps(-INFINITY));
         _mm512_store_ps(block->e, _mm512_set1_ps(HR_INTEGER_NO_TILE));
-        for (int row = 0; row < LANES; row++)
-            block->factor[row] = hr_integer_row_factor(t->args, task_row(t->args, b * BLOCK + row));
+        load_factors(t->args, b * BLOCK, block->factor);
+        const int32_t rows = t->args->q_end - t->args->q_begin - b * BLOCK;
+        block->rows = (__mmask16)((1 << (rows < BLOCK ? rows : BLOCK)) - 1);
+        block->fresh = true;
     }
 }
 
@@ -101,19 +123,16 @@ static void enter_range(task *t, const hr_kernel_range *range)
     for (int32_t b = 0; b < t->blocks; b++) {
         block_state *block = &t->block[b];
         const int64_t diagonal = (int64_t)args->q_begin + b * BLOCK + args->shift;
-        const int32_t rows = args->q_end - args->q_begin - b * BLOCK;
         __m512i lo = row_limits(diagonal - left, range->begin, left != HR_WINDOW_NONE);
         __m512i hi = row_limits(diagonal + right + 1, range->end, right != HR_WINDOW_NONE);
         lo = _mm512_min_epi32(_mm512_max_epi32(lo, begin), end);
         hi = _mm512_max_epi32(_mm512_min_epi32(hi, end), begin);
-        const __mmask16 is_row = (__mmask16)((1 << (rows < BLOCK ? rows : BLOCK)) - 1);
-        lo = _mm512_maskz_mov_epi32(is_row, lo);
-        hi = _mm512_maskz_mov_epi32(is_row, hi);
-        _mm512_store_si512(block->lo, lo);
-        _mm512_store_si512(block->hi, hi);
+        _mm512_store_si512(block->lo, _mm512_maskz_mov_epi32(block->rows, lo));
+        _mm512_store_si512(block->hi, _mm512_maskz_mov_epi32(block->rows, hi));
         for (int g = 0; g < GROUPS; g++) {
             /* Both ends grow with the row, so the first and the last row say it all. */
-            const int first = g * ROWS, last = (rows < first + ROWS ? rows : first + ROWS) - 1;
+            const int first = g * ROWS, rows = __builtin_popcount(block->rows);
+            const int last = (rows < first + ROWS ? rows : first + ROWS) - 1;
             block->range[g] = last < first ? (group_range){.any_lo = INT32_MAX}
                                            : (group_range){.any_lo = block->lo[first],
                                                            .any_hi = block->hi[last],
@@ -156,18 +175,26 @@ static void finish_sums(const task *t, int32_t b, float factor[LANES])
 static void finish_block(const task *t, int32_t b)
 {
     const hr_kernel_args *args = t->args;
-    ALIGNED float factors[LANES];
+    const block_state *block = &t->block[b];
+    ALIGNED float factors[LANES], powers[LANES];
     finish_sums(t, b, factors);
+    /* 2^e is a normal number but for extreme scales and rows that saw nothing. */
+    const __m512 e = _mm512_load_ps(block->e);
+    const __mmask16 extreme = _mm512_cmp_ps_mask(_mm512_abs_ps(e), _mm512_set1_ps(126), _CMP_GT_OQ);
+    _mm512_store_ps(powers, _mm512_scalef_ps(_mm512_set1_ps(1), e));
     for (int row = 0; row < BLOCK; row++) {
         const int32_t i = args->q_begin + b * BLOCK + row;
         if (i >= args->q_end) return;
-        const __m512 factor = _mm512_set1_ps(factors[row]), e = _mm512_set1_ps(t->block[b].e[row]);
+        const __m512 factor = _mm512_set1_ps(factors[row]), power = _mm512_set1_ps(powers[row]);
+        const __m512 exponent = _mm512_set1_ps(block->e[row]);
         const float *o = t->o + (b * BLOCK + row) * t->channels;
         float *out = args->o + i * args->o_stride;
         for (int32_t c = 0; c < t->head_dim; c += 16) {
             __mmask16 mask = t->head_dim - c < 16 ? 0xff : 0xffff;
-            __m512 scaled = _mm512_scalef_ps(_mm512_mul_ps(_mm512_load_ps(o + c), factor), e);
-            _mm512_mask_storeu_ps(out + c, mask, scaled);
+            __m512 x =
+                block->fresh ? _mm512_setzero_ps() : _mm512_mul_ps(_mm512_load_ps(o + c), factor);
+            x = extreme >> row & 1 ? _mm512_scalef_ps(x, exponent) : _mm512_mul_ps(x, power);
+            _mm512_mask_storeu_ps(out + c, mask, x);
         }
     }
 }

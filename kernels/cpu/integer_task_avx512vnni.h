@@ -19,7 +19,8 @@ enum {
     BLOCKS = HR_INTEGER_VNNI_ROWS / BLOCK,
     SUBTILE = HR_INTEGER_VNNI_TILE,
     SUBTILES = HR_INTEGER_TILE / SUBTILE,
-    LANES = 16 /* of a block's scalars: the first twelve are rows */
+    LANES = 16,           /* of a block's scalars: the first twelve are rows */
+    Q_PADDING = ROWS * 64 /* bytes: codes are stored 64 channels at a time */
 };
 
 /* Which keys a group's rows see. */
@@ -36,6 +37,8 @@ typedef struct block_state {
     ALIGNED int32_t init[LANES];          /* bits of 1.5 * 2^23, less 128 times the sum of q */
     ALIGNED int32_t lo[LANES], hi[LANES]; /* keys a row sees; none in the lanes that are no rows */
     group_range range[GROUPS];
+    __mmask16 rows; /* lanes that are rows of the task */
+    bool fresh;     /* O is not there yet */
 } block_state;
 
 /* A block on its way through the steps of one tile, as far as two blocks need it at a time. */
@@ -45,6 +48,7 @@ typedef struct passage {
     ALIGNED int32_t top[LANES];              /* TOP + N, in both words */
     block_state *block;
     int32_t first_row;
+    bool first;                     /* the block's first tile: O becomes T */
     int begin[GROUPS], end[GROUPS]; /* subtiles [begin, end) hold keys that some row sees */
 } passage;
 
@@ -54,6 +58,7 @@ typedef struct task {
     ALIGNED uint16_t y[GROUPS][SUBTILES][ROWS][SUBTILE];
     ALIGNED uint8_t p[GROUPS][SUBTILES][ROWS][SUBTILE];
     ALIGNED uint16_t lanes[BLOCK][32]; /* the block's least y by lanes */
+    ALIGNED uint16_t unused_lanes[ROWS][32];
     tile_columns columns[SUBTILES];
     ALIGNED float exact[SUBTILES][ROWS][SUBTILE]; /* a group's y in FP32, where it is needed */
     ALIGNED float k_scale[HR_INTEGER_TILE], v_scale[HR_INTEGER_TILE];

@@ -137,17 +137,30 @@ INLINE __m512i pack_weights(__m512i low, __m512i high, const weight_constants *c
                                _mm512_mulhrs_epi16(high, c->round));
 }
 
-INLINE __m512 log2_of(__m512 w)
+/* w[] = log2(w[]) for n vectors side by side, as hr_integer_log2. */
+INLINE void log2_of(__m512 w[], int n)
 {
-    __m512 u = _mm512_sub_ps(_mm512_getmant_ps(w, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero),
-                             _mm512_set1_ps(1.0f));
-    __m512 p = _mm512_fmadd_ps(u, _mm512_set1_ps(HR_LOG2_D6), _mm512_set1_ps(HR_LOG2_D5));
-    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(HR_LOG2_D4));
-    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(HR_LOG2_D3));
-    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(HR_LOG2_D2));
-    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(HR_LOG2_D1));
-    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(HR_LOG2_D0));
-    return _mm512_fmadd_ps(p, u, _mm512_getexp_ps(w));
+    static const float coefficients[6] = {HR_LOG2_D5, HR_LOG2_D4, HR_LOG2_D3,
+                                          HR_LOG2_D2, HR_LOG2_D1, HR_LOG2_D0};
+    __m512 u[4], p[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) {
+        u[i] = _mm512_getmant_ps(w[i], _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero);
+        w[i] = _mm512_getexp_ps(w[i]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) {
+        u[i] = _mm512_sub_ps(u[i], _mm512_set1_ps(1.0f));
+        p[i] = _mm512_set1_ps(HR_LOG2_D6);
+    }
+#pragma GCC unroll 6
+    for (int c = 0; c < 6; c++)
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++)
+            p[i] = _mm512_fmadd_ps(p[i], u[i], _mm512_set1_ps(coefficients[c]));
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++)
+        w[i] = _mm512_fmadd_ps(p[i], u[i], w[i]);
 }
 
 INLINE __m512 round22(__m512 x)
@@ -182,24 +195,42 @@ static inline tile_exponents scale_columns(const float k_scale[HR_INTEGER_TILE],
                                            const float v_scale[HR_INTEGER_TILE], float v_max,
                                            int32_t count, tile_columns *columns)
 {
-    tile_exponents tile = {.f = hr_integer_exponent(k_max), .e = hr_integer_exponent(v_max)};
-    const __m512 minus_f = _mm512_set1_ps((float)-tile.f), minus_e = _mm512_set1_ps((float)-tile.e);
-    __m512 r[HR_INTEGER_TILE / 16], largest = _mm512_setzero_ps(), least = _mm512_set1_ps(INFINITY);
-    for (int32_t j = 0; j < HR_INTEGER_TILE; j += 16) {
-        tile_columns *c = &columns[j / HR_MICRO_COLUMNS];
-        const int32_t at = j % HR_MICRO_COLUMNS, left = count - j;
-        const __mmask16 keys = left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1 << left) - 1) : 0;
-        __m512 k = round22(_mm512_scalef_ps(_mm512_load_ps(k_scale + j), minus_f));
-        __m512 w = _mm512_scalef_ps(_mm512_load_ps(v_scale + j), minus_e);
-        w = _mm512_max_ps(w, _mm512_set1_ps(HR_INTEGER_MIN_V));
-        r[j / 16] = _mm512_div_ps(_mm512_set1_ps(1.0f), w);
-        largest = _mm512_mask_max_ps(largest, keys, largest, r[j / 16]);
-        least = _mm512_mask_min_ps(least, keys, least, r[j / 16]);
-        _mm512_store_ps(c->k + at, k);
-        _mm512_store_ps(c->k_magic + at, _mm512_mul_ps(k, _mm512_set1_ps(-HR_INTEGER_MAGIC)));
-        const __m512 u = _mm512_fnmadd_ps(log2_of(w), _mm512_set1_ps(HR_INTEGER_OCTAVE),
-                                          _mm512_set1_ps(HR_INTEGER_OFFSET));
-        _mm512_store_ps(c->u + at, _mm512_mask_mov_ps(_mm512_set1_ps(65535), keys, u));
+    /* getexp is floor(log2), of denormals too. */
+    const __m512 f = _mm512_getexp_ps(_mm512_set1_ps(k_max));
+    const __m512 e = _mm512_getexp_ps(_mm512_set1_ps(v_max));
+    const __m512 zero = _mm512_setzero_ps();
+    const __m512 minus_f = _mm512_sub_ps(zero, f), minus_e = _mm512_sub_ps(zero, e);
+    tile_exponents tile = {.f = (int32_t)_mm512_cvtss_f32(f), .e = (int32_t)_mm512_cvtss_f32(e)};
+    __m512 r[HR_INTEGER_TILE / 16], largest = zero, least = _mm512_set1_ps(INFINITY);
+    enum { VECTORS = HR_MICRO_COLUMNS / 16 }; /* side by side: each waits for itself a lot */
+    for (int32_t first = 0; first < HR_INTEGER_TILE; first += HR_MICRO_COLUMNS) {
+        tile_columns *c = &columns[first / HR_MICRO_COLUMNS];
+        __m512 w[VECTORS];
+#pragma GCC unroll 4
+        for (int i = 0; i < VECTORS; i++) {
+            w[i] = _mm512_scalef_ps(_mm512_load_ps(v_scale + first + 16 * i), minus_e);
+            w[i] = _mm512_max_ps(w[i], _mm512_set1_ps(HR_INTEGER_MIN_V));
+            r[first / 16 + i] = _mm512_div_ps(_mm512_set1_ps(1.0f), w[i]);
+        }
+        log2_of(w, VECTORS);
+#pragma GCC unroll 4
+        for (int i = 0; i < VECTORS; i++) {
+            const int32_t left = count - first - 16 * i;
+            const __mmask16 keys = left >= 16 ? 0xffff
+                                   : left > 0 ? (__mmask16)((1 << left) - 1)
+                                              : 0;
+            const __m512 inverse = r[first / 16 + i];
+            const __m512 k =
+                round22(_mm512_scalef_ps(_mm512_load_ps(k_scale + first + 16 * i), minus_f));
+            largest = _mm512_mask_max_ps(largest, keys, largest, inverse);
+            least = _mm512_mask_min_ps(least, keys, least, inverse);
+            _mm512_store_ps(c->k + 16 * i, k);
+            _mm512_store_ps(c->k_magic + 16 * i,
+                            _mm512_mul_ps(k, _mm512_set1_ps(-HR_INTEGER_MAGIC)));
+            const __m512 u = _mm512_fnmadd_ps(w[i], _mm512_set1_ps(HR_INTEGER_OCTAVE),
+                                              _mm512_set1_ps(HR_INTEGER_OFFSET));
+            _mm512_store_ps(c->u + 16 * i, _mm512_mask_mov_ps(_mm512_set1_ps(65535), keys, u));
+        }
     }
     const float r_max = _mm512_reduce_max_ps(largest), r_min = _mm512_reduce_min_ps(least);
     tile.even = r_max <= HR_INTEGER_EVEN * r_min;
