@@ -55,13 +55,41 @@ class Programs(unittest.TestCase):
 
     def test_help(self):
         self.assertIn("measure", output([sys.executable, PEERS / "run.py", "--help"]))
-        self.assertIn("ik_llama.cpp", output(["bash", PEERS / "setup.sh", "--help"]))
+        text = output(["bash", PEERS / "setup.sh", "--help"])
+        for family in {p.family for p in peers.public_peers()}:
+            self.assertIn(family, text)
+
+    def test_every_driver_says_what_it_wants(self):
+        """Python drivers import their library before they read arguments, so they are read here."""
+        for participant in peers.public_peers():
+            source = participant.needs
+            if source.suffix != ".py":
+                continue
+            with self.subTest(participant.name):
+                self.assertIn(participant.variant.removeprefix("paged-"), source.read_text())
+                self.assertIn("peer_driver.main(Peer)", source.read_text())
+
+    def test_participants_run_where_they_make_sense(self):
+        rows = {row.name: row for row in peers.ROWS}
+        found = {p.name: p for p in peers.public_peers()}
+        self.assertEqual(len(found), len(peers.public_peers()), "two have the same name")
+        for name, prefill, decode in (("openvino/paged-f32", "causal", False),
+                                      ("openvino/paged-u4", None, True),
+                                      ("openvino/u8", None, True),
+                                      ("onnxruntime/f32", "full causal", True),
+                                      ("onnxruntime/int4", None, True),
+                                      ("onednn/f16", "full causal", True)):
+            for mask in ("full", "causal"):
+                self.assertEqual(found[name].takes(rows[f"prefill-d64-1k-{mask}"]),
+                                 mask in (prefill or "").split(), (name, mask))
+            self.assertEqual(found[name].takes(rows["decode-d128-4k-8x2-warm"]), decode, name)
 
     def test_dry_run_names_every_participant_of_the_phase(self):
         text = output([sys.executable, PEERS / "run.py", "measure", "--dry-run", "--rows",
                        "decode-d128-32k-8x2-cold"])
         commands = text.splitlines()
-        wanted = [p for p in run.peers.public_peers() if "decode" in p.phases]
+        (row,) = [r for r in peers.ROWS if r.name == "decode-d128-32k-8x2-cold"]
+        wanted = [p for p in run.peers.public_peers() if p.takes(row)]
         for participant in wanted:
             self.assertTrue(any(all(word in line for word in participant.command) and
                                 f"--variant {participant.variant} " in line

@@ -5,6 +5,7 @@ run.py says so.
 """
 
 import dataclasses
+import fnmatch
 import os
 import pathlib
 import sys
@@ -66,7 +67,8 @@ ROWS += [Row("decode", 128, 1, 4096, 8, kv, "full", 0) for kv in (8, 2)]
 
 @dataclasses.dataclass(frozen=True)
 class Participant:
-    """bits: of K and V. phases: where it makes sense. one_thread: whatever the burst runs on."""
+    """bits: of K and V. phases, rows (a glob): where it makes sense. one_thread: whatever the burst
+    runs on."""
 
     name: str
     variant: str
@@ -74,6 +76,10 @@ class Participant:
     bits: int
     phases: tuple = ("prefill", "decode")
     one_thread: bool = False
+    rows: str = "*"
+
+    def takes(self, row):
+        return row.phase in self.phases and fnmatch.fnmatch(row.name, self.rows)
 
     @property
     def family(self):
@@ -100,6 +106,8 @@ def public_peers():
     python = str(PREFIX / "bin" / "python")
     torch = (python, str(HERE / "peer_torch.py"))
     openvino = (python, str(HERE / "peer_openvino.py"))
+    paged = (python, str(HERE / "peer_openvino_paged.py"))
+    onnxruntime = (python, str(HERE / "peer_onnxruntime.py"))
     onednn = (str(BUILD / "onednn" / "peer_onednn"),)
     found = []
     for name, formats in (("ggml", (("f16", 16), ("q8_0", 8), ("q4_0", 4))),
@@ -112,7 +120,16 @@ def public_peers():
               Participant("torch/bf16", "bf16", torch, 16),
               Participant("openvino/f32", "f32", openvino, 32),
               Participant("openvino/bf16", "bf16", openvino, 16, ("prefill",)),
-              Participant("openvino/u8", "u8", openvino, 8, ("decode",))]
+              Participant("openvino/u8", "u8", openvino, 8, ("decode",)),
+              Participant("openvino/paged-f32", "paged-f32", paged, 32, ("prefill",),
+                          rows="*-causal"),
+              Participant("openvino/paged-bf16", "paged-bf16", paged, 16, ("decode",)),
+              Participant("openvino/paged-u8", "paged-u8", paged, 8, ("decode",)),
+              Participant("openvino/paged-u4", "paged-u4", paged, 4, ("decode",)),
+              Participant("onnxruntime/f32", "f32", onnxruntime, 32),
+              Participant("onnxruntime/f16", "f16", onnxruntime, 16),
+              Participant("onnxruntime/int8", "int8", onnxruntime, 8, ("decode",)),
+              Participant("onnxruntime/int4", "int4", onnxruntime, 4, ("decode",))]
     return found
 
 

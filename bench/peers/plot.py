@@ -8,7 +8,7 @@ import matplotlib.pyplot as pyplot
 import report
 
 COLORS = {"headroom": "#0b6e4f", "ggml": "#c8553d", "ik_llama.cpp": "#e09f3e", "onednn": "#577590",
-          "torch": "#9a7aa0", "openvino": "#8d99ae"}
+          "torch": "#9a7aa0", "openvino": "#8d99ae", "onnxruntime": "#5f7a61"}
 
 
 def panel(axes, row_name, entries):

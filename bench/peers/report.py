@@ -74,8 +74,8 @@ def newest(results, threads):
 # of them decides.
 Q8 = ("ik_llama.cpp/q8_0", "ik_llama.cpp/q8_KV")
 GGML = ("ggml/f16",)
-EIGHT = ("ggml/q8_0", *Q8, "openvino/u8")
-FOUR = ("ggml/q4_0", "ik_llama.cpp/q4_0")
+EIGHT = ("ggml/q8_0", *Q8, "openvino/u8", "openvino/paged-u8", "onnxruntime/int8")
+FOUR = ("ggml/q4_0", "ik_llama.cpp/q4_0", "openvino/paged-u4", "onnxruntime/int4")
 BARS = (
     ("full prefill, ik_llama.cpp 8-bit", "prefill-*-full", Q8, "headroom/int8", 5),
     ("full prefill, oneDNN", "prefill-*-full", ("onednn/",), "headroom/int8", 6),

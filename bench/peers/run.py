@@ -142,7 +142,7 @@ def all_participants(arguments):
 def selected_participants(arguments, row):
     globs = (*ALWAYS, *arguments.peers)
     found = [p for p in all_participants(arguments)
-             if row.phase in p.phases and any(fnmatch.fnmatch(p.name, g) for g in globs)]
+             if p.takes(row) and any(fnmatch.fnmatch(p.name, g) for g in globs)]
     return [p for p in found if not p.one_thread or arguments.threads > 1]
 
 

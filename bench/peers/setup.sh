@@ -4,16 +4,17 @@
 #
 #     bench/peers/setup.sh [PEER[=SOURCE]]...
 #
-# PEER is ggml, ik_llama.cpp, onednn, torch or openvino; without arguments all of them. SOURCE, for
-# the first two, is a folder with the sources or a git URL (default: GitHub); VERSION_ggml and
-# VERSION_ik_llama_cpp name the version of a folder that is no git checkout. The others are wheels
-# from PyPI (PIP_INDEX_URL changes where from); torch is there with CUDA only, which its CPU kernels
-# do not use. JOBS is how many compilers run at once (default 2).
+# PEER is ggml, ik_llama.cpp, onednn, torch, openvino or onnxruntime; without arguments all of them.
+# SOURCE, for the first two, is a folder with the sources or a git URL (default: GitHub);
+# VERSION_ggml and VERSION_ik_llama_cpp name the version of a folder that is no git checkout. The
+# others are wheels from PyPI (PIP_INDEX_URL changes where from); torch is there with CUDA only,
+# which its CPU kernels do not use. JOBS is how many compilers run at once (default 2).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 venv=build/venv-peers
 jobs=${JOBS:-2}
+peers=(ggml ik_llama.cpp onednn torch openvino onnxruntime)
 
 wheels() { "$venv/bin/pip" install --quiet --disable-pip-version-check "$@"; }
 
@@ -65,8 +66,9 @@ setup() {
             ;;
         torch) wheels torch ;;
         openvino) wheels openvino ;;
+        onnxruntime) wheels onnxruntime onnx ;;
         *)
-            echo "setup: no peer \"$name\"; there are ggml, ik_llama.cpp, onednn, torch, openvino" >&2
+            echo "setup: no peer \"$name\"; there are ${peers[*]}" >&2
             exit 2
             ;;
     esac
@@ -83,7 +85,7 @@ for command in python3 git cmake ninja c++; do
 done
 [ -x "$venv/bin/pip" ] || python3 -m venv "$venv"
 wheels numpy matplotlib jsonschema
-[ $# -gt 0 ] || set -- ggml ik_llama.cpp onednn torch openvino
+[ $# -gt 0 ] || set -- "${peers[@]}"
 for peer in "$@"; do setup "$peer"; done
 [ -d build/release ] || cmake --preset release -DHEADROOM_BUILD_TESTS=OFF
 cmake --build build/release --target peer_headroom -j "$jobs"
