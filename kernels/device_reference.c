@@ -4,6 +4,7 @@
 #include "cuda/reference_sm90.h"
 
 #include "cuda_api.h"
+#include "device_baseline.h"
 #include "device_internal.h"
 #include "plan.h"
 #include "status_internal.h"
@@ -27,7 +28,7 @@ static hr_status check_tensor(const char *name, const hr_tensor *tensor, int ndi
                    (long long)shape[0], (long long)shape[1], ndim == 3 ? ", head_dim" : "");
 }
 
-static hr_status check_problem(const hr_attention_problem *problem)
+hr_status hr_device_reference_check(const hr_attention_problem *problem)
 {
     HR_TRY(hr_attention_problem_check(problem));
     if (problem->softcap > 0 || problem->alibi_slopes || problem->sinks ||
@@ -42,8 +43,7 @@ static hr_status check_problem(const hr_attention_problem *problem)
     return HR_OK;
 }
 
-/* cu_seqlens of q and of k behind each other, on the GPU. */
-static hr_status copy_offsets(const hr_attention_problem *problem, void **out)
+hr_status hr_device_reference_offsets(const hr_attention_problem *problem, void **out)
 {
     const size_t bytes = ((size_t)problem->batch + 1) * sizeof(int32_t);
     HR_TRY(hr_device_alloc(HR_DEVICE_CUDA, 2, bytes, out));
@@ -52,11 +52,35 @@ static hr_status copy_offsets(const hr_attention_problem *problem, void **out)
                           problem->cu_seqlens_kv, bytes, NULL);
 }
 
+hr_status hr_device_reference_start(const hr_attention_problem *problem, const void *offsets,
+                                    const float *const operands[3], float *o, float *lse)
+{
+    const hr_kernel_args mask = hr_sequence_args(problem, 0);
+    const hr_sm90_reference_args args = {
+        .q = operands[0],
+        .k = operands[1],
+        .v = operands[2],
+        .o = o,
+        .lse = lse,
+        .cu_seqlens_q = offsets,
+        .cu_seqlens_kv = (const int32_t *)offsets + problem->batch + 1,
+        .batch = problem->batch,
+        .total_q = problem->cu_seqlens_q[problem->batch],
+        .num_heads = problem->num_heads,
+        .num_kv_heads = problem->num_kv_heads,
+        .head_dim = problem->head_dim,
+        .softmax_scale = problem->softmax_scale,
+        .window_left = mask.window_left,
+        .window_right = mask.window_right,
+    };
+    return hr_cuda_status(hr_cuda()->reference(&args), "launch the reference");
+}
+
 hr_status hr_device_reference_attention(const hr_attention_problem *problem, const hr_tensor *q,
                                         const hr_tensor *k, const hr_tensor *v, const hr_tensor *o,
                                         const hr_tensor *lse)
 {
-    HR_TRY(check_problem(problem));
+    HR_TRY(hr_device_reference_check(problem));
     const int64_t q_shape[3] = {problem->cu_seqlens_q[problem->batch], problem->num_heads,
                                 problem->head_dim};
     const int64_t kv_shape[3] = {problem->cu_seqlens_kv[problem->batch], problem->num_kv_heads,
@@ -68,28 +92,11 @@ hr_status hr_device_reference_attention(const hr_attention_problem *problem, con
     HR_TRY(check_tensor("lse", lse, 2, q_shape));
     HR_TRY(hr_device_check(HR_DEVICE_CUDA));
     void *offsets = NULL;
-    hr_status status = copy_offsets(problem, &offsets);
-    if (status == HR_OK) {
-        const hr_kernel_args mask = hr_sequence_args(problem, 0);
-        const hr_sm90_reference_args args = {
-            .q = q->data,
-            .k = k->data,
-            .v = v->data,
-            .o = o->data,
-            .lse = lse->data,
-            .cu_seqlens_q = offsets,
-            .cu_seqlens_kv = (const int32_t *)offsets + problem->batch + 1,
-            .batch = problem->batch,
-            .total_q = (int32_t)q_shape[0],
-            .num_heads = problem->num_heads,
-            .num_kv_heads = problem->num_kv_heads,
-            .head_dim = problem->head_dim,
-            .softmax_scale = problem->softmax_scale,
-            .window_left = mask.window_left,
-            .window_right = mask.window_right,
-        };
-        status = hr_cuda_status(hr_cuda()->reference(&args), "launch the reference");
-    }
+    hr_status status = hr_device_reference_offsets(problem, &offsets);
+    if (status == HR_OK)
+        status = hr_device_reference_start(problem, offsets,
+                                           (const float *const[]){q->data, k->data, v->data},
+                                           o->data, lse->data);
     if (status == HR_OK) status = hr_device_synchronize(HR_DEVICE_CUDA, NULL);
     hr_device_free(HR_DEVICE_CUDA, offsets);
     return status;

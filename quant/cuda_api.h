@@ -10,6 +10,7 @@
 
 #include <stddef.h>
 
+#include "cublaslt_api.h"
 #include "headroom/device.h"
 
 /* The errors that get a message of their own; checked against CUDA's where CUDA is compiled. */
@@ -23,8 +24,10 @@ enum {
 enum { HR_CUDA_NAME_BYTES = 256, HR_CUDA_CAPABILITY = 90 }; /* 10 * major + minor */
 
 struct hr_sm90_args;
+struct hr_sm90_normalize_args;
 struct hr_sm90_pack_args;
 struct hr_sm90_reference_args;
+struct hr_sm90_softmax_args;
 struct hr_sm90_tile_scale_args;
 
 typedef struct hr_cuda_device {
@@ -51,6 +54,10 @@ typedef struct hr_cuda_api {
     int (*no_keys)(const struct hr_sm90_args *args);
     int (*pack)(const struct hr_sm90_pack_args *args);
     int (*reference)(const struct hr_sm90_reference_args *args);
+    int (*softmax)(const struct hr_sm90_softmax_args *args);
+    int (*normalize)(const struct hr_sm90_normalize_args *args);
+    /* cuBLASLt's functions, or NULL and the reason. */
+    const hr_cublaslt *(*cublaslt)(const char **reason);
 } hr_cuda_api;
 
 /* The table in use; NULL in a build without CUDA. */

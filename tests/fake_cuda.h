@@ -11,6 +11,7 @@
 #include "cuda/pack_sm90.h"
 #include "cuda/prepare_sm90.h"
 #include "cuda/reference_sm90.h"
+#include "cuda/softmax_sm90.h"
 #include "headroom/device.h"
 #ifdef __cplusplus
 extern "C" {
@@ -29,6 +30,8 @@ typedef struct fake_machine {
     int synchronized;
     int launch_error, attention_launches, tile_scale_launches, no_keys_launches, kernel;
     hr_sm90_args args; /* of the last launch */
+    int softmax_launches, normalize_launches;
+    const hr_cublaslt *cublaslt; /* NULL: there is none */
 } fake_machine;
 
 static fake_machine fake;
@@ -146,12 +149,33 @@ static int fake_reference(const struct hr_sm90_reference_args *args)
     return fake.launch_error;
 }
 
+static int fake_softmax(const struct hr_sm90_softmax_args *args)
+{
+    (void)args;
+    fake.softmax_launches++;
+    return fake.launch_error;
+}
+
+static int fake_normalize(const struct hr_sm90_normalize_args *args)
+{
+    (void)args;
+    fake.normalize_launches++;
+    return fake.launch_error;
+}
+
+static const hr_cublaslt *fake_find_cublaslt(const char **reason)
+{
+    *reason = "cuBLASLt was not found: pretended";
+    return fake.cublaslt;
+}
+
 /* In the order of hr_cuda_api; tests that compute put emulated kernels in place of the last. */
 static hr_cuda_api fake_api = {
-    fake_driver_version, fake_runtime_version, fake_device_count, fake_device,
-    fake_memory,         fake_allocate,        fake_release,      fake_copy,
-    fake_clear,          fake_synchronize,     fake_error_text,   fake_attention,
-    fake_tile_scale,     fake_no_keys,         fake_pack,         fake_reference,
+    fake_driver_version, fake_runtime_version, fake_device_count,  fake_device,
+    fake_memory,         fake_allocate,        fake_release,       fake_copy,
+    fake_clear,          fake_synchronize,     fake_error_text,    fake_attention,
+    fake_tile_scale,     fake_no_keys,         fake_pack,          fake_reference,
+    fake_softmax,        fake_normalize,       fake_find_cublaslt,
 };
 
 /* A machine with one Hopper GPU on which everything works. */

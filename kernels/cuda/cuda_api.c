@@ -8,9 +8,11 @@
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 
+#include "cublaslt.h"
 #include "pack_sm90.h"
 #include "prepare_sm90.h"
 #include "reference_sm90.h"
+#include "softmax_sm90.h"
 
 _Static_assert((int)HR_CUDA_SUCCESS == cudaSuccess &&
                    (int)HR_CUDA_OUT_OF_MEMORY == cudaErrorMemoryAllocation &&
@@ -125,6 +127,16 @@ static int reference(const hr_sm90_reference_args *args)
     return taken((cudaError_t)hr_reference_sm90(args));
 }
 
+static int softmax(const hr_sm90_softmax_args *args)
+{
+    return taken((cudaError_t)hr_softmax_sm90(args));
+}
+
+static int normalize(const hr_sm90_normalize_args *args)
+{
+    return taken((cudaError_t)hr_normalize_sm90(args));
+}
+
 const hr_cuda_api hr_cuda_runtime = {
     .driver_version = driver_version,
     .runtime_version = runtime_version,
@@ -142,4 +154,7 @@ const hr_cuda_api hr_cuda_runtime = {
     .no_keys = no_keys,
     .pack = pack,
     .reference = reference,
+    .softmax = softmax,
+    .normalize = normalize,
+    .cublaslt = hr_cublaslt_load,
 };
