@@ -67,6 +67,9 @@ def shape_problems(report):
     ids = [config["id"] for config in report["configs"]]
     if len(set(ids)) != len(ids):
         yield f"config ids repeat: {ids}"
+    mask = report["recording"]["mask"]
+    if mask and (mask["block_q"] > 0) != (mask["block_kv"] > 0):
+        yield "the mask's blocks have queries or keys, but not both"
     if report["configs"][0]["recipe"] != "bf16":
         yield "the first config is not bf16"
     for config in report["configs"]:

@@ -305,6 +305,34 @@ class ReportPage(unittest.TestCase):
         self.assertIn("reads KV head 1, shared by 4 query heads", page.text("#head-note"))
         self.assert_quiet(page)
 
+    def test_the_mask_is_said(self):
+        page = self.open(self.example)
+        self.assertIn("Maskfull", page.text("#provenance"))
+        self.assertEqual(page.count("#mask-note[hidden]"), 1)
+        for causal, mask, expected in (
+            (True, None, "causal"),
+            (True, (63, -1, 0, 0, 0), "causal, a window of 63 keys before a query's own"),
+            (False, (1, 0, 4, 0, 0), "full, a window of 1 key before and 0 keys after a query's own, "
+             "the first 4 keys always seen"),
+            (False, (-1, 8, 0, 0, 0),
+             "full, a window of all keys before and 8 keys after a query's own"),
+            (True, (-1, -1, 1, 64, 128), "causal, block-sparse in blocks of 64 queries × 128 keys, "
+             "the first key always seen"),
+        ):
+            with self.subTest(expected):
+                report = report_example.make_report(2, 3)
+                names = ("window_left", "window_right", "keep", "block_q", "block_kv")
+                report["recording"].update(
+                    causal=causal, mask=dict(zip(names, mask)) if mask else None)
+                self.assertEqual(list(check_report.problems(report)), [])
+                page = self.render_and_open(report, "masked")
+                self.assertIn("Mask" + expected + "Softmax", page.text("#provenance"))
+                self.assertEqual(page.count("#mask-note:not([hidden])"), int(mask is not None))
+                if mask:
+                    self.assertIn(f"the audit's mask: {expected}.", page.text("#mask-note"))
+                self.assert_fits(page, 1280)
+                self.assert_quiet(page)
+
     def test_hostile_text_stays_text(self):
         report = report_example.make_report(2, 3, model=HOSTILE)
         report["machine"]["cpu"] = report["recording"]["path"] = HOSTILE
@@ -341,6 +369,11 @@ class ReportPage(unittest.TestCase):
             for theme in ("light", "dark"):
                 page = self.open(self.example, width=width, dark=theme == "dark")
                 page.screenshot(pathlib.Path(SCREENSHOTS, f"report-{width}-{theme}.png"))
+        report = json.loads(EXAMPLE.read_text(encoding="utf-8"))
+        report["recording"].update(causal=True, mask={
+            "window_left": 255, "window_right": -1, "keep": 4, "block_q": 64, "block_kv": 64})
+        page = self.render_and_open(report, "masked-picture")
+        page.screenshot(pathlib.Path(SCREENSHOTS, "report-masked.png"))
 
 
 if __name__ == "__main__":

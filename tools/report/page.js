@@ -258,6 +258,34 @@ function legendItem(badge, count, name, detail) {
   return element("li", null, badge, span(null, number, ` ${name} `, span("dim", detail)));
 }
 
+/* What hides keys, in words: the recording's causality, and what the audit was asked to add. */
+function maskText({ causal, mask }) {
+  const parts = [causal ? "causal" : "full"];
+  if (!mask) return parts[0];
+  const keys = (count) => (count < 0 ? "all keys" : plural(count, "key"));
+  if (mask.window_left >= 0 || mask.window_right >= 0) {
+    const after = causal ? "" : ` and ${keys(mask.window_right)} after`;
+    parts.push(`a window of ${keys(mask.window_left)} before${after} a query's own`);
+  }
+  if (mask.block_q > 0) {
+    const queries = plural(mask.block_q, "query", "queries");
+    parts.push(`block-sparse in blocks of ${queries} × ${keys(mask.block_kv)}`);
+  }
+  if (mask.keep > 0) {
+    parts.push(`the first ${mask.keep === 1 ? "key" : keys(mask.keep)} always seen`);
+  }
+  return parts.join(", ");
+}
+
+/* A mask the audit added changes what every figure means, so it is said next to the answer. */
+function drawMaskNote({ recording }) {
+  const note = document.getElementById("mask-note");
+  note.hidden = !recording.mask;
+  note.textContent = recording.mask
+    ? `Errors and times are those under the audit's mask: ${maskText(recording)}.`
+    : "";
+}
+
 function drawProvenance(report) {
   const { recording, machine, headroom } = report;
   const shapes = new Set(
@@ -273,7 +301,7 @@ function drawProvenance(report) {
       ["Tokens", `${recording.total_tokens} in ${plural(recording.batch, "sequence")}`],
       ["Layers", layerNumbers(recording.layers)],
       ["Heads/KV × dim", [...shapes].join(", ")],
-      ["Mask", recording.causal ? "causal" : "full"],
+      ["Mask", maskText(recording)],
       ["Softmax scale", plainText(recording.softmax_scale)],
       ["RoPE", recording.rope],
     ]),
@@ -368,6 +396,7 @@ function start() {
     document.getElementById("subject").textContent = model || report.recording.path;
     document.getElementById("report").hidden = false;
     view = new View(report);
+    drawMaskNote(report);
     drawProvenance(report);
     view.drawAll();
   } catch (error) {
