@@ -35,7 +35,6 @@ enum {
     BLOCKS = TILE_Q / BLOCK_ROWS,
     CHANNELS_AT_ONCE = 64, /* of a dot product in one FP16 sum */
     KEYS_AT_ONCE = 32,     /* of an output in one FP16 sum */
-    BLOCK_FLOATS = BLOCK_ROWS / VEC_WIDTH,
 };
 
 _Static_assert(TILE_Q % BLOCK_ROWS == 0, "tasks are whole blocks");
@@ -46,9 +45,8 @@ typedef struct row_block {
     _Float16 c[BLOCK_ROWS], least[BLOCK_ROWS]; /* factor, and HALF_LEAST_EXPONENT / factor */
     float factor[BLOCK_ROWS], max[BLOCK_ROWS], sum[BLOCK_ROWS];
     float alpha[BLOCK_ROWS], beta[BLOCK_ROWS];
-    _Float16 largest[BLOCK_ROWS];           /* of the tile's scores */
-    float tile_sum[BLOCK_ROWS];             /* of its weights */
-    int16_t lo[BLOCK_ROWS], hi[BLOCK_ROWS]; /* keys of the tile that the row sees */
+    _Float16 largest[BLOCK_ROWS]; /* of the tile's scores */
+    float tile_sum[BLOCK_ROWS];   /* of its weights */
     int32_t rows;
     bool started;  /* O holds something */
     bool rescales; /* some alpha is not 1 */
@@ -139,12 +137,15 @@ static bool start_blocks(const hr_kernel_args *args, workspace *work)
 }
 
 /*
- * The keys of a tile that a block's rows see: the union, widened to multiples of 8, and the part
- * that all rows see. Limits rise with the row, so two rows tell.
+ * The keys of a tile that a block's rows see: from `first` on, all but the first `begin` vectors of
+ * rows, each to its end; both are multiples of 8. Limits rise with the row, so two rows of a vector
+ * tell, and the ends rise too: along the diagonal of a causal mask the lower vectors stop early.
  */
 typedef struct block_span {
-    int32_t first, last;
-    int32_t all_first, all_last; /* all_first >= all_last: no key is seen by all */
+    int32_t first, last; /* the union: last is the last vector's end */
+    int32_t begin, vecs;
+    int32_t ends[BLOCK_VECS];
+    int32_t all_first[BLOCK_VECS], all_last[BLOCK_VECS]; /* what all rows of a vector see, if any */
 } block_span;
 
 static int32_t clip(int32_t key, const key_tile *tile)
@@ -156,74 +157,98 @@ static int32_t clip(int32_t key, const key_tile *tile)
 static block_span visible_keys(const hr_kernel_args *args, const key_tile *tile, int32_t row,
                                int32_t rows)
 {
-    int32_t lo, hi, last_lo, last_hi;
-    hr_kernel_row_range(args, tile->range, row, &lo, &hi);
-    hr_kernel_row_range(args, tile->range, row + rows - 1, &last_lo, &last_hi);
-    return (block_span){.first = clip(lo, tile) / PRODUCT_LINES * PRODUCT_LINES,
-                        .last = (clip(last_hi, tile) + PRODUCT_LINES - 1) / PRODUCT_LINES *
-                                PRODUCT_LINES,
-                        .all_first = clip(last_lo, tile),
-                        .all_last = clip(hi, tile)};
+    block_span span = {.vecs = (rows + HALF_LANES - 1) / HALF_LANES};
+    for (int32_t v = 0; v < span.vecs; v++) {
+        const int32_t first = row + v * HALF_LANES, end = first + HALF_LANES;
+        int32_t lo, hi, last_lo, last_hi;
+        hr_kernel_row_range(args, tile->range, first, &lo, &hi);
+        hr_kernel_row_range(args, tile->range, (end < row + rows ? end : row + rows) - 1, &last_lo,
+                            &last_hi);
+        if (v == 0) span.first = clip(lo, tile) / PRODUCT_LINES * PRODUCT_LINES;
+        span.all_first[v] = clip(last_lo, tile);
+        span.all_last[v] = clip(hi, tile);
+        span.last = (clip(last_hi, tile) + PRODUCT_LINES - 1) / PRODUCT_LINES * PRODUCT_LINES;
+        span.ends[v] = span.last;
+        if (span.last <= span.first) span.begin = v + 1;
+    }
+    return span;
 }
 
-/* S^T of a block for the keys of `range`. */
+/* S^T of a block. */
 static void multiply_keys(const workspace *work, int32_t head_dim, const _Float16 *q,
-                          block_span span, int32_t vecs)
+                          const block_span *span)
 {
-    for (int32_t key = span.first; key < span.last; key += PRODUCT_LINES)
+    int32_t v = span->begin;
+    for (int32_t key = span->first; key < span->last; key += PRODUCT_LINES) {
+        while (span->ends[v] <= key)
+            v++;
         for (int32_t channel = 0; channel < head_dim; channel += CHANNELS_AT_ONCE) {
             const int32_t left = head_dim - channel;
             half_product product = {.a = work->keys + key * work->channels + channel,
                                     .line = work->channels,
                                     .step = 1,
-                                    .b = q + channel * BLOCK_ROWS,
-                                    .c = work->scores + key * BLOCK_ROWS,
+                                    .b = q + channel * BLOCK_ROWS + v * HALF_LANES,
+                                    .c = work->scores + key * BLOCK_ROWS + v * HALF_LANES,
                                     .depth = left < CHANNELS_AT_ONCE ? left : CHANNELS_AT_ONCE,
                                     .add = channel > 0};
-            half_multiply(&product, vecs);
+            half_multiply(&product, span->vecs - v);
         }
+    }
+}
+
+/* The keys of the tile that each row of a vector sees. */
+typedef struct row_limits {
+    int16_t lo[HALF_LANES], hi[HALF_LANES];
+} row_limits;
+
+static row_limits limits_of(const hr_kernel_args *args, const key_tile *tile, int32_t row)
+{
+    row_limits limits;
+    for (int32_t i = 0; i < HALF_LANES; i++) {
+        int32_t lo, hi;
+        hr_kernel_row_range(args, tile->range, row + i < args->q_end ? row + i : row, &lo, &hi);
+        limits.lo[i] = (int16_t)clip(lo, tile);
+        limits.hi[i] = (int16_t)clip(hi, tile);
+    }
+    return limits;
 }
 
 /* Sets scores of keys [begin, end) to -inf in the rows that do not see them. */
-static void mask_keys(const row_block *block, _Float16 *scores, int32_t begin, int32_t end,
-                      int32_t vecs)
+static void mask_keys(const row_limits *limits, _Float16 *scores, int32_t begin, int32_t end)
 {
     const __m512i masked = _mm512_set1_epi16((short)0xfc00);
-    for (int32_t v = 0; v < vecs; v++) {
-        const __m512i lo = _mm512_loadu_si512(block->lo + v * HALF_LANES);
-        const __m512i hi = _mm512_loadu_si512(block->hi + v * HALF_LANES);
-        for (int32_t key = begin; key < end; key++) {
-            const __m512i at = _mm512_set1_epi16((short)key);
-            __mmask32 hidden = _mm512_cmpgt_epi16_mask(lo, at) | _mm512_cmple_epi16_mask(hi, at);
-            _mm512_mask_storeu_epi16(scores + key * BLOCK_ROWS + v * HALF_LANES, hidden, masked);
-        }
+    const __m512i lo = _mm512_loadu_si512(limits->lo), hi = _mm512_loadu_si512(limits->hi);
+    for (int32_t key = begin; key < end; key++) {
+        const __m512i at = _mm512_set1_epi16((short)key);
+        __mmask32 hidden = _mm512_cmpgt_epi16_mask(lo, at) | _mm512_cmple_epi16_mask(hi, at);
+        _mm512_mask_storeu_epi16(scores + key * BLOCK_ROWS, hidden, masked);
     }
 }
 
-static void apply_mask(const hr_kernel_args *args, const workspace *work, row_block *block,
-                       const key_tile *tile, int32_t row, block_span span, int32_t vecs)
+static void apply_mask(const hr_kernel_args *args, const workspace *work, const key_tile *tile,
+                       int32_t row, const block_span *span)
 {
-    for (int32_t i = 0; i < vecs * HALF_LANES; i++) {
-        int32_t lo, hi;
-        hr_kernel_row_range(args, tile->range, row + (i < block->rows ? i : 0), &lo, &hi);
-        block->lo[i] = (int16_t)clip(lo, tile);
-        block->hi[i] = (int16_t)clip(hi, tile);
+    for (int32_t v = span->begin; v < span->vecs; v++) {
+        const int32_t end = span->ends[v];
+        int32_t all_first = span->all_first[v], all_last = span->all_last[v];
+        if (all_first <= span->first && all_last >= end) continue;
+        if (all_first >= all_last) all_first = all_last = end;
+        const row_limits limits = limits_of(args, tile, row + v * HALF_LANES);
+        _Float16 *scores = work->scores + v * HALF_LANES;
+        mask_keys(&limits, scores, span->first, all_first);
+        mask_keys(&limits, scores, all_last, end);
     }
-    const int32_t middle = span.all_first < span.all_last ? span.all_last : span.last;
-    const int32_t left = span.all_first < span.all_last ? span.all_first : span.last;
-    mask_keys(block, work->scores, span.first, left, vecs);
-    mask_keys(block, work->scores, middle, span.last, vecs);
 }
 
 /* Largest score of every row. Eight chains, as a maximum takes some cycles. */
-static void find_largest(const workspace *work, row_block *block, block_span span, int32_t vecs)
+static void find_largest(const workspace *work, row_block *block, const block_span *span)
 {
-    for (int32_t v = 0; v < vecs; v++) {
-        const _Float16 *s = work->scores + span.first * BLOCK_ROWS + v * HALF_LANES;
+    for (int32_t v = 0; v < span->vecs; v++) {
+        const _Float16 *s = work->scores + span->first * BLOCK_ROWS + v * HALF_LANES;
         __m512h most[PRODUCT_LINES];
         for (int i = 0; i < PRODUCT_LINES; i++)
-            most[i] = _mm512_load_ph(s + i * BLOCK_ROWS);
-        for (int32_t key = span.first + PRODUCT_LINES; key < span.last; key += PRODUCT_LINES) {
+            most[i] = v < span->begin ? half_set(-INFINITY) : _mm512_load_ph(s + i * BLOCK_ROWS);
+        for (int32_t key = span->first + PRODUCT_LINES; key < span->ends[v]; key += PRODUCT_LINES) {
             s += PRODUCT_LINES * BLOCK_ROWS;
             for (int i = 0; i < PRODUCT_LINES; i++)
                 most[i] = _mm512_max_ph(most[i], _mm512_load_ph(s + i * BLOCK_ROWS));
@@ -249,25 +274,37 @@ static inline __m512h weigh_keys(_Float16 *s, __m512h largest, __m512h c, __m512
     return p[0];
 }
 
-/* Scores -> weights, and each row's sum of them: up to 16 keys in FP16, then FP32. */
-static void apply_weights_half(const workspace *work, row_block *block, block_span span,
-                               int32_t vecs)
+/* Where the product that sums the weights before `key` ends. */
+static int32_t product_end(const block_span *span, int32_t key)
 {
-    for (int32_t v = 0; v < vecs; v++) {
-        const int32_t lane = v * HALF_LANES;
+    const int32_t pieces = (key - span->first + KEYS_AT_ONCE - 1) / KEYS_AT_ONCE;
+    const int32_t end = span->first + pieces * KEYS_AT_ONCE;
+    return end < span->last ? end : span->last;
+}
+
+/*
+ * Scores -> weights, and each row's sum of them: up to 16 keys in FP16, then FP32. Weights are 0
+ * from a vector's end to the end of the product that reads them.
+ */
+static void apply_weights_half(const workspace *work, row_block *block, const block_span *span)
+{
+    for (int32_t v = 0; v < span->vecs; v++) {
+        const int32_t lane = v * HALF_LANES, end = v < span->begin ? span->first : span->ends[v];
         const __m512h largest = _mm512_loadu_ph(block->largest + lane);
         const __m512h c = _mm512_loadu_ph(block->c + lane);
         const __m512h least = _mm512_loadu_ph(block->least + lane);
         __m512 low = _mm512_setzero_ps(), high = low;
-        for (int32_t key = span.first; key < span.last; key += 2 * PRODUCT_LINES) {
-            _Float16 *s = work->scores + key * BLOCK_ROWS + lane;
-            __m512h sum = weigh_keys(s, largest, c, least);
-            if (key + PRODUCT_LINES < span.last)
-                sum = _mm512_add_ph(sum,
-                                    weigh_keys(s + PRODUCT_LINES * BLOCK_ROWS, largest, c, least));
+        _Float16 *s = work->scores + lane;
+        for (int32_t key = span->first; key < end; key += 2 * PRODUCT_LINES) {
+            __m512h sum = weigh_keys(s + key * BLOCK_ROWS, largest, c, least);
+            if (key + PRODUCT_LINES < end)
+                sum = _mm512_add_ph(
+                    sum, weigh_keys(s + (key + PRODUCT_LINES) * BLOCK_ROWS, largest, c, least));
             low = _mm512_add_ps(low, half_low(sum));
             high = _mm512_add_ps(high, half_high(sum));
         }
+        for (int32_t key = end; key < product_end(span, end); key++)
+            _mm512_store_ph(s + key * BLOCK_ROWS, _mm512_setzero_ph());
         _mm512_storeu_ps(block->tile_sum + lane, low);
         _mm512_storeu_ps(block->tile_sum + lane + VEC_WIDTH, high);
     }
@@ -301,30 +338,33 @@ static void join_tile(row_block *block, int32_t vecs)
 }
 
 /* V^T P^T of 8 channels, from `channel` on. */
-static void sum_values(const workspace *work, int32_t channel, block_span span, int32_t vecs,
+static void sum_values(const workspace *work, int32_t channel, const block_span *span,
                        _Float16 *sums)
 {
-    for (int32_t key = span.first; key < span.last; key += KEYS_AT_ONCE) {
-        const int32_t left = span.last - key;
+    int32_t v = span->begin;
+    for (int32_t key = span->first; key < span->last; key += KEYS_AT_ONCE) {
+        while (span->ends[v] <= key)
+            v++;
+        const int32_t left = span->last - key;
         half_product product = {.a = work->values + key * work->channels + channel,
                                 .line = 1,
                                 .step = work->channels,
-                                .b = work->scores + key * BLOCK_ROWS,
-                                .c = sums,
+                                .b = work->scores + key * BLOCK_ROWS + v * HALF_LANES,
+                                .c = sums + v * HALF_LANES,
                                 .depth = left < KEYS_AT_ONCE ? left : KEYS_AT_ONCE,
-                                .add = key > span.first};
-        half_multiply(&product, vecs);
+                                .add = key > span->first};
+        half_multiply(&product, span->vecs - v);
     }
 }
 
 /* 8 channels of O^T = alpha O^T + beta sums, where alpha is 1 and where there is no O^T before. */
-FLOAT_INLINE void join_sums(const row_block *block, const _Float16 *sums, float *o, int32_t vecs,
-                            bool started, bool rescales)
+FLOAT_INLINE void join_sums(const row_block *block, const _Float16 *sums, float *o, int32_t begin,
+                            int32_t end, bool started, bool rescales)
 {
-    for (int32_t i = 0; i < vecs * HALF_LANES; i += VEC_WIDTH) {
+    for (int32_t i = begin; i < end; i += VEC_WIDTH) {
         const vec alpha = vec_load(block->alpha + i), beta = vec_load(block->beta + i);
-        for (int line = 0; line < PRODUCT_LINES; line++) {
-            float *target = o + line * BLOCK_ROWS + i;
+        float *target = o + i;
+        for (int line = 0; line < PRODUCT_LINES; line++, target += BLOCK_ROWS) {
             vec sum = _mm512_cvtxph_ps(_mm256_load_ph(sums + line * BLOCK_ROWS + i));
             if (!started)
                 sum = vec_mul(sum, beta);
@@ -339,18 +379,23 @@ FLOAT_INLINE void join_sums(const row_block *block, const _Float16 *sums, float 
 
 /* O^T = alpha O^T + beta V^T P^T. */
 static void multiply_values(const workspace *work, row_block *block, int32_t head_dim, float *o,
-                            block_span span, int32_t vecs)
+                            const block_span *span)
 {
+    const int32_t begin = span->begin * HALF_LANES, end = span->vecs * HALF_LANES;
     _Float16 sums[PRODUCT_LINES * BLOCK_ROWS] __attribute__((aligned(64)));
-    for (int32_t channel = 0; channel < head_dim;
-         channel += PRODUCT_LINES, o += PRODUCT_LINES * BLOCK_ROWS) {
-        sum_values(work, channel, span, vecs, sums);
+    if (!block->started && begin > 0) {
+        memset(o, 0, (size_t)head_dim * BLOCK_ROWS * sizeof *o);
+        block->started = true;
+    }
+    for (int32_t channel = 0; channel < head_dim; channel += PRODUCT_LINES) {
+        float *target = o + channel * BLOCK_ROWS;
+        sum_values(work, channel, span, sums);
         if (!block->started)
-            join_sums(block, sums, o, vecs, false, false);
+            join_sums(block, sums, target, begin, end, false, false);
         else if (!block->rescales)
-            join_sums(block, sums, o, vecs, true, false);
+            join_sums(block, sums, target, begin, end, true, false);
         else
-            join_sums(block, sums, o, vecs, true, true);
+            join_sums(block, sums, target, begin, end, true, true);
     }
     block->started = true;
 }
@@ -360,17 +405,15 @@ static void process_rows(const hr_kernel_args *args, workspace *work, const key_
 {
     row_block *block = &work->blocks[b];
     const int32_t row = args->q_begin + b * BLOCK_ROWS;
-    const int32_t vecs = (block->rows + HALF_LANES - 1) / HALF_LANES;
     const size_t offset = (size_t)b * (size_t)work->channels * BLOCK_ROWS;
     const block_span span = visible_keys(args, tile, row, block->rows);
     if (span.first >= span.last) return;
-    multiply_keys(work, args->head_dim, work->q + offset, span, vecs);
-    if (span.all_first > span.first || span.all_last < span.last)
-        apply_mask(args, work, block, tile, row, span, vecs);
-    find_largest(work, block, span, vecs);
-    apply_weights_half(work, block, span, vecs);
-    join_tile(block, vecs);
-    multiply_values(work, block, args->head_dim, work->o + offset, span, vecs);
+    multiply_keys(work, args->head_dim, work->q + offset, &span);
+    apply_mask(args, work, tile, row, &span);
+    find_largest(work, block, &span);
+    apply_weights_half(work, block, &span);
+    join_tile(block, span.vecs);
+    multiply_values(work, block, args->head_dim, work->o + offset, &span);
 }
 
 /* 16 rows of O from O^T [head_dim][BLOCK_ROWS], times `inverse` a row and `scales` a channel. */
