@@ -1,6 +1,7 @@
 /*
- * One benchmark case; see bench_case.h. A repeat is: peak loop, kernel, bf16 kernel on the same
- * shape, so that each ratio is of neighbours in time.
+ * One benchmark case; see bench_case.h. A repeat is: peak loop, kernel, peak loop, bf16 kernel on
+ * the same shape, so that each ratio is of neighbours in time. Decode has a streaming read in each
+ * repeat too; prefill has it once, because it leaves the caches empty, which prefill would pay for.
  */
 #include "bench_case.h"
 
@@ -17,7 +18,10 @@
 /* Larger than the last-level cache share of a core, so that the stream comes from memory. */
 static const size_t STREAM_BYTES = (size_t)512 << 20;
 
-enum { CHECK_TOKENS = 192, CHECK_HEADS = 2, GPU_ROUNDS = 10 };
+enum { CHECK_TOKENS = 192, CHECK_HEADS = 2, GPU_ROUNDS = 10, DECODE_SEQLEN_Q = 16 };
+
+/* A timed run is repeated until it takes this long: a single one of a few milliseconds is noise. */
+static const double MIN_SECONDS = 0.02;
 
 /*
  * The small problem's e_kernel may not exceed what rounding P alone costs: E4M3 keeps 4 significant
@@ -74,6 +78,7 @@ typedef struct job {
     hr_packed_layer packed;
     hr_packed_layer *copy; /* of K and V, with packed's Q; a run goes through packed and copies */
     int32_t copies;
+    int32_t rounds; /* of all runs that are timed together; 0: one */
 } job;
 
 static void job_free(job *j)
@@ -224,7 +229,9 @@ static int copy_operands(job *j, const char *name, int64_t bytes)
  */
 static int job_run(job *j, const char *name, double *seconds)
 {
-    const int rounds = hr_plan_kernel(j->plan)->isa == HR_ISA_SM90 ? GPU_ROUNDS : 1;
+    const int rounds = hr_plan_kernel(j->plan)->isa == HR_ISA_SM90 ? GPU_ROUNDS
+                       : j->rounds                                 ? j->rounds
+                                                                   : 1;
     hr_status status = HR_OK;
     struct timespec begin, end;
     clock_gettime(CLOCK_MONOTONIC, &begin);
@@ -306,6 +313,17 @@ typedef struct jobs {
     job kernel, baseline, dense;
 } jobs;
 
+/* Runs a job once, untimed, and finds how many runs a timed one has. */
+static int warm_up(job *j, const char *name)
+{
+    double seconds;
+    int code = job_run(j, name, &seconds);
+    if (code != CLI_OK) return code;
+    seconds *= 1 + j->copies;
+    j->rounds = seconds < MIN_SECONDS ? (int32_t)ceil(MIN_SECONDS / fmax(seconds, 1e-6)) : 1;
+    return CLI_OK;
+}
+
 static int sample(const bench_case *c, bench_state *state, jobs *all, double *columns[COLUMNS],
                   int32_t r)
 {
@@ -315,11 +333,18 @@ static int sample(const bench_case *c, bench_state *state, jobs *all, double *co
                                                               : HR_PEAK_FP32;
     double flops = hr_plan_flops(kernel->plan);
     const bool cpu = state->device == HR_DEVICE_CPU; /* the peaks are the processor's */
-    columns[ROOF][r] = cpu ? hr_peak_gops(kind, state->threads) : NAN;
-    columns[READ][r] =
-        cpu ? hr_peak_read_gbps(state->stream, state->stream_bytes, state->threads) : NAN;
-    int code = job_run(kernel, c->name, &columns[SECONDS][r]);
+    int code = CLI_OK;
+    if (r > 0 && c->seqlen_q > DECODE_SEQLEN_Q) {
+        columns[READ][r] = columns[READ][0];
+    } else {
+        columns[READ][r] =
+            cpu ? hr_peak_read_gbps(state->stream, state->stream_bytes, state->threads) : NAN;
+        if (c->seqlen_q > DECODE_SEQLEN_Q) code = warm_up(kernel, c->name);
+    }
+    const double before = cpu ? hr_peak_gops(kind, state->threads) : NAN;
+    if (code == CLI_OK) code = job_run(kernel, c->name, &columns[SECONDS][r]);
     if (code != CLI_OK) return code;
+    columns[ROOF][r] = cpu ? (before + hr_peak_gops(kind, state->threads)) / 2 : NAN;
     columns[RATIO][r] = 1e-9 * flops / columns[SECONDS][r] / columns[ROOF][r];
     columns[READ_RATIO][r] = 1e-9 * kv_bytes(kernel) / columns[SECONDS][r] / columns[READ][r];
     if (all->baseline.plan) code = job_run(&all->baseline, c->name, &columns[BASELINE][r]);
@@ -331,11 +356,13 @@ static int time_case(const bench_case *c, bench_state *state, jobs *all, bench_r
 {
     job *kernel = &all->kernel;
     int32_t n = state->repeats;
-    double *samples = calloc((size_t)n * COLUMNS, sizeof *samples), *columns[COLUMNS], warm_up;
+    double *samples = calloc((size_t)n * COLUMNS, sizeof *samples), *columns[COLUMNS];
     if (!samples) return cli_fail("out of memory for %s", c->name);
     for (int i = 0; i < COLUMNS; i++)
         columns[i] = samples + (ptrdiff_t)i * n;
-    int code = job_run(kernel, c->name, &warm_up);
+    int code = warm_up(kernel, c->name);
+    if (code == CLI_OK && all->baseline.plan) code = warm_up(&all->baseline, c->name);
+    if (code == CLI_OK && all->dense.plan) code = warm_up(&all->dense, c->name);
     for (int32_t r = 0; r < n && code == CLI_OK; r++)
         code = sample(c, state, all, columns, r);
     if (code == CLI_OK) {
