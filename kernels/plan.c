@@ -151,12 +151,12 @@ static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
     plan->kv_splits = options->kv_splits;
     HR_TRY(copy_epilogue(plan, options->epilogue));
     HR_TRY(hr_plan_build_ranges(plan));
+    plan->threads = options->threads ? options->threads : omp_get_max_threads();
     HR_TRY(hr_plan_build_tasks(plan));
     plan->problem.mask.blocks = NULL; /* the caller's, and all in the ranges now */
     if (plan->epilogue) HR_TRY(hr_plan_build_groups(plan));
     HR_TRY(allocate_parts(plan));
 
-    plan->threads = options->threads ? options->threads : omp_get_max_threads();
     if (plan->threads > plan->task_count)
         plan->threads = plan->task_count ? (int32_t)plan->task_count : 1;
     plan->args_bytes = hr_plan_args_bytes(plan);

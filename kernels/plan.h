@@ -22,6 +22,7 @@ typedef struct hr_task {
     int64_t first_range;
     int64_t keys; /* in the ranges, less those that no row sees */
     int32_t part; /* its part of a split kv axis; HR_TASK_WHOLE: not split */
+    bool by_head; /* runs beside the other tasks of its head */
 } hr_task;
 
 enum { HR_TASK_WHOLE = -1 };

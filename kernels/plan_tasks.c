@@ -3,7 +3,9 @@
  *
  * Tasks are sorted longest first, so that with dynamic scheduling no thread starts a long task when
  * the others are about to finish; equal ones keep the order (sequence, head, row), which reads a
- * head's K and V from cache for all its query tiles.
+ * head's K and V from cache for all its query tiles. With a causal mask no two tasks of a head are
+ * equal: where each thread has many tasks, the long ones run head by head, and only the short ones,
+ * which even out the end, are mixed. The order changes no bit of the result.
  *
  * Decode has few tasks over many keys, and so its kv axis is cut at fixed multiples of chunk_keys:
  *
@@ -25,7 +27,9 @@ enum {
     SPLIT_TILE = 256,        /* chunks are multiples of it: every CPU kernel's tile_kv divides it */
     SPLIT_MAX_SEQLEN_Q = 16, /* longer problems have enough tasks, or enough work in each */
     SPLIT_TASKS = 32,        /* tasks wanted: even shares for any number of threads below that */
-    SPLIT_MIN_KEYS = 2048    /* some 50 us of reading: starting and merging a chunk costs about 1 */
+    SPLIT_MIN_KEYS = 2048,   /* some 50 us of reading: starting and merging a chunk costs about 1 */
+    TASKS_OF_THREAD = 8, /* longest tasks' worth of work a thread has: the end is a small part */
+    SHORT_TASK = 4       /* tasks of a quarter of the longest even out the end */
 };
 
 static int64_t task_work(const hr_task *task)
@@ -36,12 +40,29 @@ static int64_t task_work(const hr_task *task)
 static int compare_tasks(const void *left, const void *right)
 {
     const hr_task *a = left, *b = right;
-    int64_t work_a = task_work(a), work_b = task_work(b);
-    if (work_a != work_b) return work_a > work_b ? -1 : 1;
+    const int64_t work_a = task_work(a), work_b = task_work(b);
+    if (a->by_head != b->by_head) return a->by_head ? -1 : 1;
+    if (!a->by_head && work_a != work_b) return work_a > work_b ? -1 : 1;
     if (a->sequence != b->sequence) return a->sequence < b->sequence ? -1 : 1;
     if (a->head != b->head) return a->head < b->head ? -1 : 1;
+    if (work_a != work_b) return work_a > work_b ? -1 : 1;
     if (a->q_begin != b->q_begin) return a->q_begin < b->q_begin ? -1 : 1;
     return a->part < b->part ? -1 : a->part > b->part;
+}
+
+static void sort_tasks(hr_plan *plan)
+{
+    int64_t longest = 0;
+    double all = 0;
+    for (int64_t i = 0; i < plan->task_count; i++) {
+        const int64_t work = task_work(&plan->tasks[i]);
+        all += (double)work;
+        if (work > longest) longest = work;
+    }
+    const bool many = all >= (double)TASKS_OF_THREAD * plan->threads * (double)longest;
+    for (int64_t i = 0; i < plan->task_count; i++)
+        plan->tasks[i].by_head = many && SHORT_TASK * task_work(&plan->tasks[i]) > longest;
+    qsort(plan->tasks, (size_t)plan->task_count, sizeof *plan->tasks, compare_tasks);
 }
 
 /* The arguments of a task as far as they say which keys its rows see. */
@@ -276,6 +297,6 @@ hr_status hr_plan_build_tasks(hr_plan *plan)
     plan->task_count = lists.tasks;
     plan->merge_count = lists.merges;
     plan->parts = lists.parts;
-    qsort(plan->tasks, (size_t)plan->task_count, sizeof *plan->tasks, compare_tasks);
+    sort_tasks(plan);
     return HR_OK;
 }

@@ -209,6 +209,22 @@ RARE void remake_scores(task *t, passage *w, __mmask16 rows, float offset[LANES]
 }
 
 /*
+ * Fetches the cache lines of O that finish_block writes while there is much else to do: rows of
+ * many heads lie pages apart, where no prefetcher sees them coming.
+ */
+INLINE void prefetch_output(const task *t, const passage *w)
+{
+    const hr_kernel_args *args = t->args;
+    for (int row = 0; row < BLOCK; row++) {
+        const int32_t i = args->q_begin + w->first_row + row;
+        if (i >= args->q_end) return;
+        const char *out = (const char *)(args->o + i * args->o_stride);
+        for (size_t at = 0; at < (size_t)t->head_dim * sizeof *args->o; at += 64)
+            __builtin_prefetch(out + at, 1, 2);
+    }
+}
+
+/*
  * Before a block's first tile O is not there. Where all rows see something of the tile it becomes
  * T, as their beta is 1; else it starts as zeros.
  */
@@ -216,6 +232,7 @@ INLINE void enter_output(task *t, passage *w, __mmask16 seen)
 {
     block_state *block = w->block;
     w->first = block->fresh && seen == block->rows;
+    if (block->fresh) prefetch_output(t, w);
     if (block->fresh && !w->first)
         memset(t->o + w->first_row * t->channels, 0, (size_t)(BLOCK * t->channels) * sizeof *t->o);
     block->fresh = false;
