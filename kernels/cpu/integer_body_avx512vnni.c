@@ -123,32 +123,30 @@ INLINE void multiply(const task *t, const passage *w, int g, int subtile, float 
              x);
 }
 
-/* A mask of keys in the order of a vector of packed logits. */
-INLINE __mmask32 packed_order(uint32_t keys)
-{
-    uint32_t words = 0;
-    /* Quarter by quarter, four keys of the low 16 and then four of the high. */
-    for (int quarter = 0; quarter < 4; quarter++)
-        words |= (keys >> 4 * quarter & 15) << 8 * quarter | (keys >> (16 + 4 * quarter) & 15)
-                                                                 << (8 * quarter + 4);
-    return words;
-}
-
 /* Step 3 for 64 keys that not every row sees: those not seen get y = 65535, after the fact. */
 RARE void mask_logits(task *t, passage *w, int g, int subtile, bool first)
 {
+    /* The keys of 32 packed logits: hr_integer_lane, two to a lane. */
+    const __m512i keys = _mm512_add_epi16(
+        _mm512_broadcast_i32x4(_mm_setr_epi16(0, 1, 2, 3, 16, 17, 18, 19)),
+        _mm512_setr_epi64(0, 0, 0x0004000400040004, 0x0004000400040004, 0x0008000800080008,
+                          0x0008000800080008, 0x000c000c000c000c, 0x000c000c000c000c));
+    const __m512i none = _mm512_set1_epi16(-1);
+    const int32_t begin = t->first + subtile * SUBTILE;
     for (int r = 0; r < ROWS; r++) {
         const int row = g * ROWS + r;
-        const uint64_t seen =
-            visible_bits(w->block->lo[row], w->block->hi[row], t->first + subtile * SUBTILE);
+        const int32_t lo = w->block->lo[row] - begin, hi = w->block->hi[row] - begin;
+        const __m512i from = _mm512_set1_epi16((int16_t)(lo > 0 ? lo < SUBTILE ? lo : SUBTILE : 0));
+        const __m512i to = _mm512_set1_epi16((int16_t)(hi > 0 ? hi < SUBTILE ? hi : SUBTILE : 0));
         uint16_t *y = t->y[g][subtile][r], *lanes = t->lanes[row];
-        const __m512i none = _mm512_set1_epi16(-1);
-        __m512i half[2], least = first ? none : _mm512_load_si512(lanes);
+        __m512i least = first ? none : _mm512_load_si512(lanes);
         for (int i = 0; i < 2; i++) {
-            const __mmask32 words = packed_order((uint32_t)(seen >> 32 * i));
-            half[i] = _mm512_mask_mov_epi16(none, words, _mm512_load_si512(y + 32 * i));
-            _mm512_store_si512(y + 32 * i, half[i]);
-            least = _mm512_min_epu16(least, half[i]);
+            const __m512i key = _mm512_add_epi16(keys, _mm512_set1_epi16((int16_t)(32 * i)));
+            const __mmask32 seen =
+                _mm512_mask_cmplt_epi16_mask(_mm512_cmpge_epi16_mask(key, from), key, to);
+            const __m512i half = _mm512_mask_mov_epi16(none, seen, _mm512_load_si512(y + 32 * i));
+            _mm512_store_si512(y + 32 * i, half);
+            least = _mm512_min_epu16(least, half);
         }
         _mm512_store_si512(lanes, least);
     }
