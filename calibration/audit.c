@@ -38,6 +38,7 @@ typedef struct audit_work {
     int32_t repeats, top_k, threads;
     hr_audit *audit;
     config_state *states; /* [config_count] */
+    hr_audit_baseline_state *baselines;
     int64_t steps_done, steps;
 } audit_work;
 
@@ -228,26 +229,38 @@ static hr_status allocate_configs(audit_work *work)
     return HR_OK;
 }
 
-/* Runs every config `repeats` times in turn and adds each repeat's seconds. */
+/* Runs config `i`, or the baseline that follows the configs in number, once. */
+static hr_status time_once(audit_work *work, int32_t i, double *seconds)
+{
+    const int32_t configs = work->audit->config_count;
+    return i < configs ? hr_audit_time(&work->states[i].run, seconds)
+                       : hr_audit_baseline_time(&work->baselines[i - configs], seconds);
+}
+
+/* Runs every config and baseline `repeats` times in turn and adds each repeat's seconds. */
 static hr_status time_layer(audit_work *work)
 {
-    hr_audit *audit = work->audit;
-    int32_t inner[HR_AUDIT_CONFIGS_MAX];
-    for (int32_t c = 0; c < audit->config_count; c++) {
+    const int32_t configs = work->audit->config_count;
+    const int32_t count = configs + work->audit->baseline_count;
+    int32_t inner[HR_AUDIT_CONFIGS_MAX + HR_BASELINE_COUNT];
+    for (int32_t i = 0; i < count; i++) {
         double seconds;
-        HR_TRY(hr_audit_time(&work->states[c].run, &seconds));
+        HR_TRY(time_once(work, i, &seconds));
         double wanted = seconds > 0 ? ceil(SAMPLE_SECONDS / seconds) : 1000;
-        inner[c] = wanted < 1 ? 1 : wanted > 1000 ? 1000 : (int32_t)wanted;
+        inner[i] = wanted < 1 ? 1 : wanted > 1000 ? 1000 : (int32_t)wanted;
+        if (i >= configs && !work->baselines[i - configs].run) inner[i] = 0;
     }
     for (int32_t r = 0; r < work->repeats; r++) {
-        for (int32_t c = 0; c < audit->config_count; c++) {
+        for (int32_t i = 0; i < count; i++) {
             double sum = 0;
-            for (int32_t i = 0; i < inner[c]; i++) {
+            for (int32_t n = 0; n < inner[i]; n++) {
                 double seconds;
-                HR_TRY(hr_audit_time(&work->states[c].run, &seconds));
+                HR_TRY(time_once(work, i, &seconds));
                 sum += seconds;
             }
-            work->states[c].seconds[r] += sum / inner[c];
+            double *all =
+                i < configs ? work->states[i].seconds : work->baselines[i - configs].seconds;
+            if (inner[i] > 0) all[r] += sum / inner[i];
         }
     }
     return HR_OK;
@@ -293,6 +306,8 @@ static hr_status measure_configs(audit_work *work, const hr_audit_reference *ref
                               audit->configs[c].id);
         HR_TRY(step(work, audit->configs[c].id));
     }
+    HR_TRY(hr_audit_baselines_measure(audit, reference, at, hr_plan_flops(work->states[0].run.plan),
+                                      work->baselines));
     HR_TRY(time_layer(work));
     return step(work, "timing");
 }
@@ -312,6 +327,7 @@ static hr_status audit_layer(audit_work *work, int32_t at)
     }
     for (int32_t c = 0; c < work->audit->config_count; c++)
         hr_audit_run_state_free(&work->states[c].run);
+    hr_audit_baselines_layer_end(work->audit, work->baselines);
     hr_audit_reference_free(&reference);
     return status;
 }
@@ -320,6 +336,18 @@ static int compare_doubles(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
+}
+
+void hr_audit_timing_finish(double *seconds, int32_t n, double flops, double bf16_ms,
+                            hr_audit_timing *timing)
+{
+    qsort(seconds, (size_t)n, sizeof *seconds, compare_doubles);
+    timing->repeats = n;
+    timing->median_ms = 500 * (seconds[(n - 1) / 2] + seconds[n / 2]);
+    timing->min_ms = 1e3 * seconds[0];
+    timing->max_ms = 1e3 * seconds[n - 1];
+    timing->gops = 1e-6 * flops / timing->median_ms;
+    timing->x_baseline = bf16_ms > 0 ? bf16_ms / timing->median_ms : 1;
 }
 
 static void finish_config(audit_work *work, int32_t c)
@@ -332,14 +360,8 @@ static void finish_config(audit_work *work, int32_t c)
         hr_audit_sums_merge(&all, &state->heads[h]);
     config->summary = hr_audit_sums_finish(&all);
 
-    hr_audit_timing *timing = &config->timing;
-    int32_t n = timing->repeats = work->repeats;
-    qsort(state->seconds, (size_t)n, sizeof *state->seconds, compare_doubles);
-    timing->median_ms = 500 * (state->seconds[(n - 1) / 2] + state->seconds[n / 2]);
-    timing->min_ms = 1e3 * state->seconds[0];
-    timing->max_ms = 1e3 * state->seconds[n - 1];
-    timing->gops = 1e-6 * state->flops / timing->median_ms;
-    timing->x_baseline = audit->configs[0].timing.median_ms / timing->median_ms;
+    hr_audit_timing_finish(state->seconds, work->repeats, state->flops,
+                           c > 0 ? audit->configs[0].timing.median_ms : 0, &config->timing);
 }
 
 static hr_status check_options(const hr_audit_options *options)
@@ -368,10 +390,12 @@ static hr_status run_audit(audit_work *work)
     HR_TRY(add_recipes(work));
     work->steps = audit->config_count + (int64_t)audit->layer_count * (audit->config_count + 2);
     HR_TRY(allocate_configs(work));
+    HR_TRY(hr_audit_baselines_begin(audit, work->options->device, work->repeats, &work->baselines));
     for (int32_t at = 0; at < audit->layer_count; at++)
         HR_TRY(audit_layer(work, at));
     for (int32_t c = 0; c < audit->config_count; c++)
         finish_config(work, c);
+    hr_audit_baselines_finish(audit, work->repeats, work->baselines);
     return HR_OK;
 }
 
@@ -412,6 +436,7 @@ hr_status hr_audit_run(const hr_recording *recording, const hr_audit_options *op
         free(work.states[c].heads);
     }
     free(work.states);
+    hr_audit_baselines_end(audit, work.baselines);
     if (status == HR_OK)
         *out = audit;
     else
@@ -426,7 +451,12 @@ void hr_audit_free(hr_audit *audit)
         free(audit->configs[c].layers);
         free(audit->configs[c].heads);
     }
+    for (int32_t i = 0; i < audit->baseline_count; i++) {
+        free(audit->baselines[i].layers);
+        free(audit->baselines[i].heads);
+    }
     free(audit->configs);
+    free(audit->baselines);
     free(audit->layers);
     free(audit->head_offset);
     free(audit);

@@ -1,10 +1,11 @@
 /*
  * The parts of an audit: audit.c sets up the configs and walks the layers; audit_layer.c measures
- * one layer; audit_json.c writes the report.
+ * one layer; audit_baseline.c does both for baselines; audit_json.c writes the report.
  */
 #ifndef HEADROOM_AUDIT_INTERNAL_H
 #define HEADROOM_AUDIT_INTERNAL_H
 
+#include "device_baseline.h"
 #include "divergence.h"
 #include "error_sums.h"
 #include "headroom/audit.h"
@@ -49,6 +50,40 @@ hr_status hr_audit_measure(const hr_audit_reference *reference, const hr_recipe 
                            int32_t top_k, hr_audit_run_state *state,
                            hr_audit_sums *heads) HR_NODISCARD;
 void hr_audit_run_state_free(hr_audit_run_state *state);
+
+/* Repeats of a timing, sorted, into figures; x_baseline against `bf16_ms`, 0 for bf16 itself. */
+void hr_audit_timing_finish(double *seconds, int32_t repeats, double flops, double bf16_ms,
+                            hr_audit_timing *timing);
+
+/* A baseline while the audit runs. */
+typedef struct hr_audit_baseline_state {
+    hr_device_baseline *run; /* of the layer at hand */
+    hr_error_sums *heads;    /* all layers' heads, e_total of O */
+    hr_error_sums lse;
+    double *seconds; /* [repeats] */
+    double flops;
+} hr_audit_baseline_state;
+
+/*
+ * Adds the baselines of a device to the audit, which has its layers; *states gets
+ * audit->baseline_count of them. Release with hr_audit_baselines_end, on error too.
+ */
+hr_status hr_audit_baselines_begin(hr_audit *audit, hr_device device, int32_t repeats,
+                                   hr_audit_baseline_state **states) HR_NODISCARD;
+void hr_audit_baselines_end(const hr_audit *audit, hr_audit_baseline_state *states);
+
+/*
+ * Runs every baseline on layer `at` and measures it; `flops` is the layer's work. One that cannot
+ * do the problem, finds no cuBLASLt or no memory is marked as skipped; other failures are errors.
+ */
+hr_status hr_audit_baselines_measure(hr_audit *audit, const hr_audit_reference *reference,
+                                     int32_t at, double flops,
+                                     hr_audit_baseline_state *states) HR_NODISCARD;
+void hr_audit_baselines_layer_end(const hr_audit *audit, hr_audit_baseline_state *states);
+void hr_audit_baselines_finish(hr_audit *audit, int32_t repeats, hr_audit_baseline_state *states);
+
+/* As hr_audit_time. */
+hr_status hr_audit_baseline_time(hr_audit_baseline_state *state, double *seconds) HR_NODISCARD;
 
 /* Runs the state's plan once more and gives the seconds it took. */
 hr_status hr_audit_time(hr_audit_run_state *state, double *seconds) HR_NODISCARD;

@@ -209,6 +209,44 @@ static json_t *configs_array(builder *b)
     return array;
 }
 
+static json_t *baseline_layers(builder *b, const hr_audit_baseline *baseline)
+{
+    const hr_audit *audit = b->audit;
+    json_t *array = json_array();
+    for (int32_t l = 0; l < audit->layer_count; l++) {
+        json_t *layer = json_object(), *heads = json_array();
+        for (int32_t h = 0; h < audit->layers[l].num_heads; h++) {
+            json_t *head = json_object();
+            set(b, head, "head", json_integer(h));
+            set(b, head, "total", error_object(b, &baseline->heads[audit->head_offset[l] + h]));
+            append(b, heads, head);
+        }
+        set(b, layer, "layer", json_integer(audit->layers[l].layer));
+        set(b, layer, "total", error_object(b, &baseline->layers[l]));
+        set(b, layer, "heads", heads);
+        append(b, array, layer);
+    }
+    return array;
+}
+
+static json_t *baselines_array(builder *b)
+{
+    json_t *array = json_array();
+    for (int32_t i = 0; i < b->audit->baseline_count; i++) {
+        const hr_audit_baseline *baseline = &b->audit->baselines[i];
+        const bool ran = !*baseline->skipped;
+        json_t *object = json_object();
+        set(b, object, "id", json_string(baseline->id));
+        set(b, object, "skipped", text_or_null(ran ? NULL : baseline->skipped));
+        set(b, object, "timing", ran ? timing_object(b, &baseline->timing) : json_null());
+        set(b, object, "total", ran ? error_object(b, &baseline->total) : json_null());
+        set(b, object, "lse", ran ? error_object(b, &baseline->lse) : json_null());
+        set(b, object, "layers", ran ? baseline_layers(b, baseline) : json_array());
+        append(b, array, object);
+    }
+    return array;
+}
+
 static bool dominates(const hr_audit_config *a, const hr_audit_config *b)
 {
     double ax = a->timing.median_ms, ay = a->summary.total.rel_l2;
@@ -373,6 +411,7 @@ static json_t *report_object(builder *b, double budget, const int32_t *choice)
     set(b, report, "recording", recording_object(b));
     set(b, report, "top_k", json_integer(b->audit->top_k));
     set(b, report, "configs", configs_array(b));
+    set(b, report, "baselines", baselines_array(b));
     set(b, report, "pareto", pareto_array(b));
     set(b, report, "choice", choice_object(b, budget, choice));
     return report;

@@ -16,6 +16,7 @@
 
 #include "fake_cublaslt.h"
 #include "headroom/headroom.h"
+#include "scratch_dir.h"
 extern "C" {
 #include "device_baseline.h"
 }
@@ -227,4 +228,69 @@ Test(hopper_baseline, unfused_attention_is_attention)
     check_attention(true, -1, -1, 128);
     check_attention(false, 7, 20, 96);
     check_attention(true, 3, -1, 16);
+}
+
+/* The audit of a GPU, whose recipes are pretended launches here and give O = 0. */
+static void check_audit(bool with_cublaslt)
+{
+    scratch_dir scratch = scratch_open();
+    const scratch_path path = scratch_file(&scratch, "rec.safetensors");
+    hr_synth_options synth;
+    hr_synth_options_init(&synth);
+    synth.num_heads = 2;
+    synth.num_kv_heads = 1;
+    synth.head_dim = 64;
+    synth.tokens = 40;
+    synth.batch = 2;
+    synth.layers = 2;
+    cr_assert_eq(hr_synth_write(&synth, path.text), HR_OK, "%s", hr_last_error());
+    hr_recording *recording;
+    cr_assert_eq(hr_recording_open(path.text, &recording), HR_OK, "%s", hr_last_error());
+
+    emulate();
+    if (!with_cublaslt) fake.cublaslt = NULL;
+    hr_recipe bf16;
+    cr_assert_eq(hr_recipe_parse("bf16", &bf16), HR_OK);
+    hr_audit_options options = {};
+    options.recipes = &bf16;
+    options.recipe_count = 1;
+    options.device = HR_DEVICE_CUDA;
+    options.repeats = 1;
+    hr_audit *audit;
+    cr_assert_eq(hr_audit_run(recording, &options, &audit), HR_OK, "%s", hr_last_error());
+    cr_assert_eq(audit->baseline_count, HR_BASELINE_COUNT);
+    const hr_audit_baseline &exact = audit->baselines[HR_BASELINE_FP32],
+                            &fp8 = audit->baselines[HR_BASELINE_CUBLASLT_FP8];
+    cr_assert_str_eq(exact.skipped, "");
+    cr_assert(exact.total.rel_l2 <= 1e-6 && exact.lse.max_abs <= 1e-5, "%g", exact.total.rel_l2);
+    cr_assert_eq(exact.total.count, 2 * 40 * 2 * 64);
+    cr_assert(exact.timing.median_ms > 0 && exact.heads[3].count == 40 * 64);
+    cr_assert_eq(exact.timing.kv_bytes, 2 * 2 * 4 * 40 * 64);
+    if (with_cublaslt) {
+        cr_assert_str_eq(fp8.skipped, "");
+        cr_assert(fp8.total.rel_l2 > 1e-3 && fp8.total.rel_l2 <= 0.1, "%g", fp8.total.rel_l2);
+        cr_assert(fp8.layers[1].rel_l2 <= 0.1 && fp8.timing.median_ms > 0);
+    } else {
+        cr_assert(strstr(fp8.skipped, "not found: pretended"), "%s", fp8.skipped);
+    }
+    char *json;
+    cr_assert_eq(hr_audit_json(audit, 0.05, &json), HR_OK, "%s", hr_last_error());
+    cr_assert(strstr(json, "\"baselines\":[{\"id\":\"fp32-reference\",\"skipped\":null"));
+    cr_assert(!strstr(json, "\"skipped\":\"cuBLASLt") == with_cublaslt);
+    free(json);
+    hr_audit_free(audit);
+    hr_recording_close(recording);
+    scratch_close(&scratch);
+    cr_assert_eq(fake.live, 0);
+    cr_assert_eq(fake_blas.live, 0);
+}
+
+Test(hopper_baseline, the_audit_of_a_gpu_has_both)
+{
+    check_audit(true);
+}
+
+Test(hopper_baseline, the_audit_says_which_is_missing)
+{
+    check_audit(false);
 }

@@ -149,7 +149,26 @@ static int widest_id(const hr_audit *audit)
         int width = (int)strlen(audit->configs[c].id);
         if (width > widest) widest = width;
     }
+    for (int32_t i = 0; i < audit->baseline_count; i++) {
+        int width = (int)strlen(audit->baselines[i].id);
+        if (width > widest) widest = width;
+    }
     return widest;
+}
+
+static void print_baselines(const hr_audit *audit, int width)
+{
+    for (int32_t i = 0; i < audit->baseline_count; i++) {
+        const hr_audit_baseline *baseline = &audit->baselines[i];
+        if (i == 0) printf("Baselines, which are not recipes:\n");
+        if (*baseline->skipped) {
+            printf("%-*s not run: %s\n", width, baseline->id, baseline->skipped);
+            continue;
+        }
+        printf("%-*s %-10s %5s %9.3f %8.1f %6.2f  %8s %8s %8.2e %9.6f\n", width, baseline->id,
+               "cuda", "", baseline->timing.median_ms, baseline->timing.gops,
+               baseline->timing.x_baseline, "", "", baseline->total.rel_l2, baseline->total.cosine);
+    }
 }
 
 static void print_table(const hr_audit *audit)
@@ -171,6 +190,7 @@ static void print_table(const hr_audit *audit)
                s->quant.rel_l2, s->kernel.rel_l2, s->total.rel_l2, s->total.cosine, layer, head,
                worst);
     }
+    print_baselines(audit, width);
     printf("Errors are relative L2 of O; times are medians of %d, attention alone, %d thread%s.\n",
            audit->configs[0].timing.repeats, audit->threads, cli_s(audit->threads));
 }

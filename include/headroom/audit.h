@@ -64,6 +64,19 @@ typedef struct hr_audit_config {
     hr_audit_scores summary; /* over the whole recording */
 } hr_audit_config;
 
+/*
+ * What recipes on a GPU are compared with, timed with them: "fp32-reference"
+ * (hr_device_reference_attention) and "cublaslt-fp8" (FP8 products of cuBLASLt around a softmax,
+ * not fused, a scale a head). Neither is a recipe, and hr_audit_choose does not choose them.
+ */
+typedef struct hr_audit_baseline {
+    const char *id;
+    char skipped[512]; /* why it was not run, and then there are no figures; "" when it was */
+    hr_audit_timing timing;
+    hr_error *layers, *heads; /* e_total of O, as a config's */
+    hr_error total, lse;      /* over the whole recording */
+} hr_audit_baseline;
+
 typedef struct hr_audit_layer {
     int32_t layer; /* number in the model */
     int32_t num_heads, num_kv_heads, head_dim;
@@ -76,6 +89,8 @@ typedef struct hr_audit {
     int32_t *head_offset;   /* [layer_count + 1] */
     int32_t config_count;
     hr_audit_config *configs; /* bf16 first */
+    int32_t baseline_count;   /* 0 on the CPU */
+    hr_audit_baseline *baselines;
     int32_t top_k;
     int32_t threads;
     bool masked;          /* hr_audit_options.mask was given: */
