@@ -45,6 +45,22 @@ hr_status hr_epilogue_check(const hr_epilogue *epilogue)
     return HR_OK;
 }
 
+hr_status hr_epilogue_copy(const hr_epilogue *epilogue, const hr_attention_problem *problem,
+                           hr_epilogue **out)
+{
+    const size_t hidden = (size_t)problem->num_heads * (size_t)problem->head_dim;
+    HR_TRY(hr_epilogue_check(epilogue));
+    /* The struct, then weight and bias [hidden] each. */
+    unsigned char *memory = hr_alloc(1, sizeof *epilogue + 2 * hidden * sizeof(float));
+    if (!memory) return HR_ERROR_OUT_OF_MEMORY;
+    float *weight = (float *)(memory + sizeof *epilogue), *bias = weight + hidden;
+    *out = (hr_epilogue *)memory;
+    **out = *epilogue;
+    if (epilogue->weight) (*out)->weight = memcpy(weight, epilogue->weight, hidden * sizeof(float));
+    if (epilogue->bias) (*out)->bias = memcpy(bias, epilogue->bias, hidden * sizeof(float));
+    return HR_OK;
+}
+
 static float sum_lanes(const float lane[LANES])
 {
     float sum[LANES];

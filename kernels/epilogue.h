@@ -8,6 +8,10 @@
 
 hr_status hr_epilogue_check(const hr_epilogue *epilogue) HR_NODISCARD;
 
+/* Checks it and copies it, weight and bias included, into one piece of memory that free() frees. */
+hr_status hr_epilogue_copy(const hr_epilogue *epilogue, const hr_attention_problem *problem,
+                           hr_epilogue **out) HR_NODISCARD;
+
 /* The rows that one call finishes: `count` tokens from `first` on. */
 typedef struct hr_epilogue_rows {
     float *o; /* [count][hidden]: attention's output, all heads; overwritten */

@@ -68,17 +68,20 @@ static int32_t kept_keys(const hr_mask *mask, int32_t before, int32_t seqlen_kv)
     return !hides || kept < 0 ? 0 : kept < seqlen_kv ? kept : seqlen_kv;
 }
 
-/* One row of the block mask: a range for each run of neighbouring columns. */
-static void add_block_row(range_list *list, const hr_block_mask *mask, int64_t row, int32_t kept,
-                          int32_t seqlen_kv)
+/*
+ * One row of the block mask: a range for each run of neighbouring columns. Blocks are of the whole
+ * sequence, in which `before` keys come before these.
+ */
+static void add_block_row(range_list *list, const hr_block_mask *mask, int64_t row, int32_t before,
+                          int32_t kept, int32_t seqlen_kv)
 {
     add_range(list, 0, kept, true);
     for (int64_t i = mask->row_begin[row], end = mask->row_begin[row + 1]; i < end;) {
         int64_t next = i + 1;
         while (next < end && mask->columns[next] == mask->columns[next - 1] + 1)
             next++;
-        const int64_t from = (int64_t)mask->columns[i] * mask->block_kv;
-        const int64_t to = ((int64_t)mask->columns[next - 1] + 1) * mask->block_kv;
+        const int64_t from = (int64_t)mask->columns[i] * mask->block_kv - before;
+        const int64_t to = ((int64_t)mask->columns[next - 1] + 1) * mask->block_kv - before;
         add_range(list, (int32_t)(from > kept ? from : kept),
                   (int32_t)(to < seqlen_kv ? to : seqlen_kv), false);
         i = next;
@@ -96,14 +99,14 @@ static int64_t make_lists(const hr_plan *plan, range_list *list, int64_t *begin)
         for (int32_t b = 0; b < problem->batch; b++) {
             const int32_t seqlen_q = problem->cu_seqlens_q[b + 1] - problem->cu_seqlens_q[b];
             const int32_t seqlen_kv = problem->cu_seqlens_kv[b + 1] - problem->cu_seqlens_kv[b];
-            const int32_t kept =
-                kept_keys(mask, plan->keys_before ? plan->keys_before[b] : 0, seqlen_kv);
+            const int32_t before = plan->keys_before ? plan->keys_before[b] : 0;
+            const int32_t kept = kept_keys(mask, before, seqlen_kv);
             const int64_t rows =
                 blocks ? ((int64_t)seqlen_q + blocks->block_q - 1) / blocks->block_q : 1;
             for (int64_t row = 0; row < rows; row++, number++) {
                 if (begin) begin[number] = list->count;
                 if (blocks) {
-                    add_block_row(list, blocks, number, kept, seqlen_kv);
+                    add_block_row(list, blocks, number, before, kept, seqlen_kv);
                 } else {
                     add_range(list, 0, kept, true);
                     add_range(list, kept, seqlen_kv, false);

@@ -50,10 +50,12 @@ static hr_status copy_problem(hr_plan *plan, const hr_attention_problem *problem
 }
 
 static hr_status choose_kernel(hr_plan *plan, const hr_attention_problem *problem,
-                               const hr_recipe *recipe, const hr_plan_options *options)
+                               const hr_recipe *recipe, const hr_plan_options *options,
+                               const hr_plan_place *place)
 {
     hr_kernel_query query;
-    HR_TRY(hr_kernel_query_from(problem, recipe, &query));
+    HR_TRY(place->before || place->after ? hr_kernel_query_of_part(problem, recipe, &query)
+                                         : hr_kernel_query_from(problem, recipe, &query));
     query.name = options->kernel;
     uint32_t usable;
     HR_TRY(hr_isa_usable(options->device, &usable));
@@ -90,21 +92,6 @@ static hr_status copy_place(hr_plan *plan, const hr_plan_place *place, size_t ba
     return copy_array(place->after, batch, sizeof(int32_t), &plan->keys_after);
 }
 
-static hr_status copy_epilogue(hr_plan *plan, const hr_epilogue *epilogue)
-{
-    if (!epilogue) return HR_OK;
-    const size_t hidden = (size_t)plan->problem.num_heads * (size_t)plan->problem.head_dim;
-    HR_TRY(hr_epilogue_check(epilogue));
-    plan->epilogue = hr_alloc(1, sizeof *plan->epilogue);
-    if (!plan->epilogue) return HR_ERROR_OUT_OF_MEMORY;
-    HR_TRY(copy_array(epilogue->weight, hidden, sizeof(float), &plan->norm_weight));
-    HR_TRY(copy_array(epilogue->bias, hidden, sizeof(float), &plan->norm_bias));
-    *plan->epilogue = *epilogue;
-    plan->epilogue->weight = plan->norm_weight;
-    plan->epilogue->bias = plan->norm_bias;
-    return HR_OK;
-}
-
 /* Bytes of a thread's tile for the epilogue: the rows of a group, all heads. */
 static size_t group_tile_bytes(const hr_plan *plan)
 {
@@ -136,7 +123,7 @@ static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                        "threads is %d; it must be 0 (OpenMP's default) or at least 1",
                        options->threads);
-    HR_TRY(choose_kernel(plan, problem, recipe, options));
+    HR_TRY(choose_kernel(plan, problem, recipe, options, place));
     if (options->device == HR_DEVICE_CUDA) return build_device_plan(plan, problem, options);
     if (options->stream)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
@@ -149,7 +136,7 @@ static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
     HR_TRY(copy_problem(plan, problem));
     HR_TRY(copy_place(plan, place, (size_t)problem->batch));
     plan->kv_splits = options->kv_splits;
-    HR_TRY(copy_epilogue(plan, options->epilogue));
+    if (options->epilogue) HR_TRY(hr_epilogue_copy(options->epilogue, problem, &plan->epilogue));
     HR_TRY(hr_plan_build_ranges(plan));
     plan->threads = options->threads ? options->threads : omp_get_max_threads();
     HR_TRY(hr_plan_build_tasks(plan));
@@ -214,8 +201,6 @@ void hr_plan_free(hr_plan *plan)
     free(plan->part_o);
     free(plan->part_lse);
     free(plan->epilogue);
-    free(plan->norm_weight);
-    free(plan->norm_bias);
     free(plan->groups);
     free(plan->keys_before);
     free(plan->keys_after);

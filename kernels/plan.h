@@ -65,9 +65,8 @@ struct hr_plan {
     int32_t parts;            /* most parts a merge has; 0: nothing is split */
     float *part_o, *part_lse; /* [parts][total_q][num_heads][head_dim]; the same less head_dim */
     double flops;
-    hr_epilogue *epilogue; /* NULL: none; its arrays are the copies below */
-    float *norm_weight, *norm_bias;
-    hr_group *groups; /* with an epilogue only; most work first */
+    hr_epilogue *epilogue; /* NULL: none; of hr_epilogue_copy */
+    hr_group *groups;      /* with an epilogue only; most work first */
     int64_t group_count;
     int32_t group_rows;            /* most rows a group has */
     hr_plan_residual *residual;    /* NULL: this is all of the plan */
@@ -92,6 +91,11 @@ void hr_mask_row(const hr_attention_problem *problem, int32_t sequence, int32_t 
 
 /* Checks every field against the rules of headroom/attention.h. */
 hr_status hr_attention_problem_check(const hr_attention_problem *problem) HR_NODISCARD;
+
+/* hr_kernel_query_from for some keys of a problem that has been checked: a block mask's rows are of
+ * all its keys. */
+hr_status hr_kernel_query_of_part(const hr_attention_problem *problem, const hr_recipe *recipe,
+                                  hr_kernel_query *out) HR_NODISCARD;
 
 /* The lengths and mask of one sequence as a kernel sees them; other fields are zero. */
 hr_kernel_args hr_sequence_args(const hr_attention_problem *problem, int32_t sequence);
@@ -130,9 +134,11 @@ typedef struct hr_plan_io {
 /* Checks and runs: hr_plan_run_tensors without a residual. */
 hr_status hr_plan_run_io(const hr_plan *plan, const hr_plan_io *io) HR_NODISCARD;
 
-/* HR_ERROR_MISMATCH unless an output, "o" (ndim 3) or "lse" (2), has the plan's shape. */
-hr_status hr_plan_check_output(const hr_plan *plan, const char *name, const hr_tensor *tensor,
-                               int ndim) HR_NODISCARD;
+/*
+ * HR_ERROR_MISMATCH unless o, lse and the epilogue's tensors have the plan's shape; the last two
+ * are HR_ERROR_INVALID_ARGUMENT for a plan without an epilogue.
+ */
+hr_status hr_plan_check_outputs(const hr_plan *plan, const hr_plan_io *io) HR_NODISCARD;
 
 /* Bytes of one hr_kernel_args for each head of the task with most heads, a multiple of 64. */
 size_t hr_plan_args_bytes(const hr_plan *plan);

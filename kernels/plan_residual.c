@@ -6,8 +6,9 @@
  *              the plan itself        | plan->residual->recent, a plan of recipe bf16
  *
  * Each is a plan over its own keys, which knows how many keys come before and after them, and gives
- * an attention state; the two are merged row by row. Codes stay in their pages and the residual in
- * its own, so nothing is copied.
+ * an attention state; the two are merged row by row, and an epilogue follows when all heads of a
+ * token are. A block mask's blocks are of the whole sequence, wherever the residual begins. Codes
+ * stay in their pages and the residual in its own, so nothing is copied.
  */
 #include "plan_residual.h"
 
@@ -15,6 +16,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
+#include "epilogue.h"
 #include "kv_cache_internal.h"
 #include "memory.h"
 #include "status_internal.h"
@@ -30,7 +32,14 @@ struct hr_plan_residual {
     int32_t blocks;              /* residual blocks that the cache must have */
     float *o, *lse;              /* [PARTS][total_q][num_heads][head_dim]; the same less head_dim */
     float *sinks;
+    hr_epilogue *epilogue; /* NULL: none */
+    float *rows;           /* with an epilogue: [threads][num_heads * head_dim] */
 };
+
+const hr_epilogue *hr_plan_residual_epilogue(const hr_plan_residual *residual)
+{
+    return residual->epilogue;
+}
 
 void hr_plan_residual_free(hr_plan_residual *residual)
 {
@@ -44,11 +53,12 @@ void hr_plan_residual_free(hr_plan_residual *residual)
     free(residual->o);
     free(residual->lse);
     free(residual->sinks);
+    free(residual->epilogue);
+    free(residual->rows);
     free(residual);
 }
 
-static hr_status check_problem(const hr_attention_problem *problem, const hr_recipe *recipe,
-                               const hr_plan_options *options)
+static hr_status check_problem(const hr_attention_problem *problem, const hr_recipe *recipe)
 {
     if (!problem->paging.page_size)
         return hr_fail(HR_ERROR_UNSUPPORTED,
@@ -64,15 +74,6 @@ static hr_status check_problem(const hr_attention_problem *problem, const hr_rec
             return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                            "paging.residual_blocks[%d] is %d; it must be at least 0", b,
                            problem->paging.residual_blocks[b]);
-    if (problem->mask.blocks)
-        return hr_fail(HR_ERROR_UNSUPPORTED,
-                       "recipe %s has a residual, which block-sparse masks do not go with",
-                       recipe->name);
-    if (options && options->epilogue)
-        return hr_fail(HR_ERROR_UNSUPPORTED,
-                       "recipe %s has a residual, which an epilogue does not go with: "
-                       "hr_epilogue_run does it afterwards",
-                       recipe->name);
     return HR_OK;
 }
 
@@ -132,26 +133,38 @@ static hr_status create_parts(hr_plan_residual *residual, const hr_attention_pro
     recent.paging = (hr_paging){.page_size = HR_RESIDUAL_MULTIPLE,
                                 .max_pages = hr_kv_ring_pages(residual->tokens),
                                 .block_table = residual->table};
-    hr_plan_options of_recent = {0};
-    if (options) of_recent = *options;
+    hr_plan_options of_old = {0};
+    if (options) of_old = *options;
+    of_old.epilogue = NULL; /* follows when the parts are merged */
+    hr_plan_options of_recent = of_old;
     of_recent.kernel = NULL; /* a name means the kernel of the codes */
     const hr_plan_place first = {.after = residual->kept}, last = {.before = residual->old};
     HR_TRY(hr_plan_create_placed(&recent, &bf16, &of_recent, &last, &residual->recent));
-    return hr_plan_create_placed(&old, &codes, options, &first, out);
+    return hr_plan_create_placed(&old, &codes, &of_old, &first, out);
 }
 
 hr_status hr_plan_create_residual(const hr_attention_problem *problem, const hr_recipe *recipe,
                                   const hr_plan_options *options, hr_plan **out)
 {
     HR_TRY(hr_attention_problem_check(problem));
-    HR_TRY(check_problem(problem, recipe, options));
+    HR_TRY(check_problem(problem, recipe));
     hr_plan_residual *residual = hr_alloc(1, sizeof *residual);
     if (!residual) return HR_ERROR_OUT_OF_MEMORY;
     residual->tokens = recipe->residual;
     hr_status status = allocate(residual, problem);
     if (status == HR_OK) status = divide_keys(residual, problem);
+    if (status == HR_OK && options && options->epilogue)
+        status = hr_epilogue_copy(options->epilogue, problem, &residual->epilogue);
     if (status == HR_OK) status = create_parts(residual, problem, recipe, options, out);
+    if (status == HR_OK && residual->epilogue) {
+        residual->rows =
+            hr_alloc((size_t)(*out)->threads,
+                     (size_t)problem->num_heads * (size_t)problem->head_dim * sizeof(float));
+        if (!residual->rows) status = HR_ERROR_OUT_OF_MEMORY;
+    }
     if (status != HR_OK) {
+        hr_plan_free(*out);
+        *out = NULL;
         hr_plan_residual_free(residual);
         return status;
     }
@@ -178,19 +191,45 @@ static hr_status check_cache(const hr_plan_residual *residual, const hr_plan_ten
     return HR_OK;
 }
 
-static void merge(const hr_plan *plan, const hr_tensor *o, const hr_tensor *lse)
+/* O and LSE of one token's heads, to where its row of O begins; lse: NULL or that row of LSE. */
+static void merge_token(const hr_plan *plan, int64_t token, float *o, int64_t head_stride,
+                        float *lse, int64_t lse_stride)
 {
     const hr_plan_residual *residual = plan->residual;
-    const int64_t heads = o->shape[1], head_dim = o->shape[2], rows = o->shape[0] * heads;
-    const int threads = omp_in_parallel() || rows * head_dim < 1 << 16 ? 1 : plan->threads;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t row = 0; row < rows; row++) {
-        const int64_t token = row / heads, head = row % heads;
-        float *out = (float *)o->data + token * o->stride[0] + head * o->stride[1];
-        float *out_lse = NULL;
-        if (lse) out_lse = (float *)lse->data + token * lse->stride[0] + head * lse->stride[1];
+    const int64_t heads = plan->problem.num_heads, head_dim = plan->problem.head_dim;
+    const int64_t rows = plan->problem.cu_seqlens_q[plan->problem.batch] * heads;
+    for (int64_t head = 0; head < heads; head++) {
+        const int64_t row = token * heads + head;
         hr_merge_row(residual->o + row * head_dim, rows * head_dim, residual->lse + row, rows,
-                     PARTS, (int32_t)head_dim, residual->sinks[head], out, out_lse);
+                     PARTS, (int32_t)head_dim, residual->sinks[head], o + head * head_stride,
+                     lse ? lse + head * lse_stride : NULL);
+    }
+}
+
+static void merge(const hr_plan *plan, const hr_plan_io *io)
+{
+    const hr_plan_residual *residual = plan->residual;
+    const int64_t tokens = io->o->shape[0], head_dim = io->o->shape[2];
+    const int64_t hidden = io->o->shape[1] * head_dim;
+    const int threads = omp_in_parallel() || tokens * hidden < 1 << 16 ? 1 : plan->threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t token = 0; token < tokens; token++) {
+        float *lse = io->lse ? (float *)io->lse->data + token * io->lse->stride[0] : NULL;
+        const int64_t lse_stride = io->lse ? io->lse->stride[1] : 0;
+        if (!residual->epilogue) {
+            float *o = (float *)io->o->data + token * io->o->stride[0];
+            merge_token(plan, token, o, io->o->stride[1], lse, lse_stride);
+            continue;
+        }
+        float *row = residual->rows + (threads > 1 ? omp_get_thread_num() : 0) * hidden;
+        merge_token(plan, token, row, head_dim, lse, lse_stride);
+        hr_epilogue_apply(residual->epilogue, &(hr_epilogue_rows){.o = row,
+                                                                  .first = token,
+                                                                  .count = 1,
+                                                                  .hidden = (int32_t)hidden,
+                                                                  .residual = io->residual,
+                                                                  .stream = io->stream,
+                                                                  .out = io->o});
     }
 }
 
@@ -199,8 +238,11 @@ hr_status hr_plan_run_residual(const hr_plan *plan, const hr_plan_tensors *tenso
     const hr_plan_residual *residual = plan->residual;
     const hr_attention_problem *problem = &plan->problem;
     HR_TRY(check_cache(residual, tensors));
-    HR_TRY(hr_plan_check_output(plan, "o", tensors->o, 3));
-    if (tensors->lse) HR_TRY(hr_plan_check_output(plan, "lse", tensors->lse, 2));
+    const hr_plan_io outputs = {.o = tensors->o,
+                                .lse = tensors->lse,
+                                .residual = tensors->residual,
+                                .stream = tensors->stream};
+    HR_TRY(hr_plan_check_outputs(plan, &outputs));
     const int64_t shape[3] = {problem->cu_seqlens_q[problem->batch], problem->num_heads,
                               problem->head_dim};
     const int64_t rows = shape[0] * shape[1];
@@ -215,6 +257,6 @@ hr_status hr_plan_run_residual(const hr_plan *plan, const hr_plan_tensors *tenso
         hr_status status = hr_plan_run_io(part == OLD ? plan : residual->recent, &io);
         if (status != HR_OK) return part == OLD ? status : hr_fail_in(status, "the recent tokens");
     }
-    merge(plan, tensors->o, tensors->lse);
+    merge(plan, &outputs);
     return HR_OK;
 }

@@ -23,6 +23,9 @@ hr_status hr_plan_create_residual(const hr_attention_problem *problem, const hr_
 /* q, cache and o of the tensors are there. */
 hr_status hr_plan_run_residual(const hr_plan *plan, const hr_plan_tensors *tensors) HR_NODISCARD;
 
+/* What follows attention; NULL: nothing. */
+const hr_epilogue *hr_plan_residual_epilogue(const hr_plan_residual *residual);
+
 void hr_plan_residual_free(hr_plan_residual *residual);
 
 #endif

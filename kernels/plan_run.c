@@ -169,13 +169,18 @@ static void run_group(const hr_plan *plan, const hr_plan_io *io, const hr_group 
     hr_epilogue_apply(plan->epilogue, &rows);
 }
 
-hr_status hr_plan_check_output(const hr_plan *plan, const char *name, const hr_tensor *tensor,
-                               int ndim)
+static bool has_epilogue(const hr_plan *plan)
+{
+    return plan->epilogue || (plan->residual && hr_plan_residual_epilogue(plan->residual));
+}
+
+static hr_status check_output(const hr_plan *plan, const char *name, const hr_tensor *tensor,
+                              int ndim)
 {
     const hr_attention_problem *problem = &plan->problem;
     const int64_t expected[3] = {problem->cu_seqlens_q[problem->batch], problem->num_heads,
                                  problem->head_dim};
-    const bool may_be_bf16 = (plan->device || plan->epilogue) && ndim == 3;
+    const bool may_be_bf16 = (plan->device || has_epilogue(plan)) && ndim == 3;
     if (tensor->dtype != HR_DTYPE_F32 && !(may_be_bf16 && tensor->dtype == HR_DTYPE_BF16))
         return hr_fail(HR_ERROR_MISMATCH, "%s is %s; it must be f32%s", name,
                        hr_dtype_name(tensor->dtype), may_be_bf16 ? " or bf16" : "");
@@ -189,7 +194,7 @@ hr_status hr_plan_check_output(const hr_plan *plan, const char *name, const hr_t
     if (ndim == 3 && tensor->stride[2] != 1)
         return hr_fail(HR_ERROR_MISMATCH, "the last stride of %s is %lld; it must be 1", name,
                        (long long)tensor->stride[2]);
-    if (plan->epilogue && ndim == 3 && tensor->stride[1] != problem->head_dim)
+    if (has_epilogue(plan) && ndim == 3 && tensor->stride[1] != problem->head_dim)
         return hr_fail(HR_ERROR_MISMATCH,
                        "the heads of %s are %lld elements apart; with an epilogue they must be "
                        "head_dim, %d, apart",
@@ -199,17 +204,23 @@ hr_status hr_plan_check_output(const hr_plan *plan, const char *name, const hr_t
     return hr_device_expect(name, tensor->device, plan->device ? HR_DEVICE_CUDA : HR_DEVICE_CPU);
 }
 
-hr_status hr_plan_run_io(const hr_plan *plan, const hr_plan_io *io)
+hr_status hr_plan_check_outputs(const hr_plan *plan, const hr_plan_io *io)
 {
-    HR_TRY(hr_plan_check_operands(plan, io));
-    HR_TRY(hr_plan_check_output(plan, "o", io->o, 3));
-    if (io->lse) HR_TRY(hr_plan_check_output(plan, "lse", io->lse, 2));
-    if ((io->residual || io->stream) && !plan->epilogue)
+    HR_TRY(check_output(plan, "o", io->o, 3));
+    if (io->lse) HR_TRY(check_output(plan, "lse", io->lse, 2));
+    if ((io->residual || io->stream) && !has_epilogue(plan))
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                        "%s was given, but the plan has no epilogue; it must be NULL",
                        io->residual ? "residual" : "stream");
-    if (io->residual) HR_TRY(hr_plan_check_output(plan, "residual", io->residual, 3));
-    if (io->stream) HR_TRY(hr_plan_check_output(plan, "stream", io->stream, 3));
+    if (io->residual) HR_TRY(check_output(plan, "residual", io->residual, 3));
+    if (io->stream) HR_TRY(check_output(plan, "stream", io->stream, 3));
+    return HR_OK;
+}
+
+hr_status hr_plan_run_io(const hr_plan *plan, const hr_plan_io *io)
+{
+    HR_TRY(hr_plan_check_operands(plan, io));
+    HR_TRY(hr_plan_check_outputs(plan, io));
     if (plan->device) return hr_plan_device_run(plan, io);
     const int threads = omp_in_parallel() || plan->flops < SERIAL_FLOPS ? 1 : plan->threads;
 #pragma omp parallel num_threads(threads) if (threads > 1)

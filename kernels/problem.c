@@ -135,6 +135,12 @@ hr_status hr_kernel_query_from(const hr_attention_problem *problem, const hr_rec
     if (!recipe || !out)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "recipe and out must not be NULL");
     HR_TRY(hr_attention_problem_check(problem));
+    return hr_kernel_query_of_part(problem, recipe, out);
+}
+
+hr_status hr_kernel_query_of_part(const hr_attention_problem *problem, const hr_recipe *recipe,
+                                  hr_kernel_query *out)
+{
     memset(out, 0, sizeof *out);
     out->recipe = *recipe;
     HR_TRY(hr_recipe_normalize(&out->recipe));

@@ -206,6 +206,35 @@ static void check(const fixture *f, double o_limit, double lse_limit, const char
 static const int32_t lengths_q[][BATCH] = {{1, 1, 1}, {3, 40, 7}, {1, 0, 100}};
 static const int32_t lengths_kv[][BATCH] = {{48, 49, 400}, {600, 63, 64}, {17, 0, 100}};
 
+/*
+ * A random map of blocks, whose edges are not those of the residual (multiples of 16) nor of pages;
+ * some rows see no block.
+ */
+static void make_blocks(const fixture *f, int32_t heads, int32_t block_q, int32_t block_kv,
+                        hr_block_mask *out)
+{
+    const plan_setup *s = f->s;
+    check_random random = {(uint64_t)(heads * block_kv)};
+    int32_t rows = 0, columns = 0;
+    for (int b = 0; b < BATCH; b++) {
+        const int32_t n = s->cu_seqlens_q[b + 1] - s->cu_seqlens_q[b];
+        const int32_t m = s->cu_seqlens_kv[b + 1] - s->cu_seqlens_kv[b];
+        rows += (n + block_q - 1) / block_q;
+        if ((m + block_kv - 1) / block_kv > columns) columns = (m + block_kv - 1) / block_kv;
+    }
+    uint8_t *map = calloc((size_t)(heads * rows * columns) + 1, 1);
+    cr_assert_not_null(map);
+    for (int32_t row = 0; row < heads * rows; row++) {
+        const int32_t per_five = random_below(&random, 5);
+        for (int32_t c = 0; c < columns; c++)
+            map[row * columns + c] = random_below(&random, 5) < per_five;
+    }
+    cr_assert_eq(hr_block_mask_from_map(map, block_q, block_kv, heads, BATCH, s->cu_seqlens_q,
+                                        s->cu_seqlens_kv, out),
+                 HR_OK, "%s", hr_last_error());
+    free(map);
+}
+
 Test(residual, attention_of_old_codes_and_recent_tokens)
 {
     static const char *const recipes[] = {"bf16:residual=48", "int8:k.transform=none,residual=48",
@@ -215,7 +244,7 @@ Test(residual, attention_of_old_codes_and_recent_tokens)
     static const float slopes[HEADS] = {0.5f, 0.1f, 0.01f, 0.3f};
     for (size_t r = 0; r < sizeof recipes / sizeof recipes[0]; r++)
         for (int shape = 0; shape < 3; shape++)
-            for (int feature = 0; feature < 5; feature++) {
+            for (int feature = 0; feature < 8; feature++) {
                 fixture *f = make_fixture(recipes[r], lengths_q[shape], lengths_kv[shape],
                                           40 + 50 * feature);
                 hr_attention_problem *problem = &f->s->problem;
@@ -224,13 +253,98 @@ Test(residual, attention_of_old_codes_and_recent_tokens)
                 if (feature == 2) problem->mask.keep = 70;
                 if (feature == 3) problem->sinks = sinks;
                 if (feature == 4) problem->alibi_slopes = slopes;
-                hr_plan_options options = {.kv_splits = feature == 1 ? 3 : 0};
+                hr_block_mask blocks = {0};
+                if (feature == 5) make_blocks(f, 1, 16, 40, &blocks);
+                if (feature == 6) make_blocks(f, KV_HEADS, 7, 3, &blocks);
+                if (feature == 6) problem->mask.keep = 70;
+                if (feature == 7) make_blocks(f, HEADS, 64, 64, &blocks);
+                if (feature == 7) problem->mask.window_left = 90;
+                if (feature >= 5) problem->mask.blocks = &blocks;
+                hr_plan_options options = {.kv_splits = feature == 1 || feature == 6 ? 3 : 0};
                 run(f, &options);
                 char what[160];
                 snprintf(what, sizeof what, "%s, shape %d, feature %d", recipes[r], shape, feature);
                 check(f, 0.02, 0.05, what);
+                hr_block_mask_free(&blocks);
                 free_fixture(f);
             }
+}
+
+/* O of the caller's type, all heads of a token side by side. */
+static hr_tensor make_stream(const fixture *f, hr_dtype dtype)
+{
+    hr_tensor tensor = hr_tensor_view(dtype, 3, f->s->o.shape, NULL);
+    tensor.data = calloc((size_t)hr_tensor_size(&tensor) + 1, sizeof(float));
+    cr_assert_not_null(tensor.data);
+    for (int64_t i = 0; i < hr_tensor_size(&tensor); i++)
+        if (dtype == HR_DTYPE_F32)
+            ((float *)tensor.data)[i] = 0.01f * (float)(i % 97);
+        else
+            ((uint16_t *)tensor.data)[i] = (uint16_t)(0x3e00 + i % 97);
+    return tensor;
+}
+
+/* Fused into the merge, an epilogue gives the bits that it gives on the merged O. */
+Test(residual, an_epilogue_follows_the_merge)
+{
+    enum { HIDDEN = HEADS * DIM };
+    float weight[HIDDEN], bias[HIDDEN];
+    for (int c = 0; c < HIDDEN; c++) {
+        weight[c] = 1 + 0.01f * (float)c;
+        bias[c] = 0.5f - 0.02f * (float)c;
+    }
+    const hr_epilogue epilogues[] = {
+        {.scale = 0.5f},
+        {.scale = 1, .norm = HR_NORM_RMS, .eps = 1e-3f, .weight = weight},
+        {.scale = 2, .norm = HR_NORM_LAYER, .eps = 1e-3f, .weight = weight, .bias = bias}};
+    const hr_dtype dtypes[2] = {HR_DTYPE_F32, HR_DTYPE_BF16};
+    for (int variant = 0; variant < 12; variant++) {
+        fixture *f = make_fixture("int8:k.transform=none,residual=48", lengths_q[variant % 3],
+                                  lengths_kv[variant % 3], 64);
+        const hr_epilogue *epilogue = &epilogues[variant % 3];
+        hr_block_mask blocks = {0};
+        if (variant >= 6) make_blocks(f, HEADS, 16, 40, &blocks);
+        if (variant >= 6) f->s->problem.mask.blocks = &blocks;
+        const hr_tensor residual = make_stream(f, dtypes[variant % 2]);
+        const hr_tensor stream = make_stream(f, dtypes[variant / 2 % 2]);
+        const hr_tensor out = make_stream(f, dtypes[variant / 4 % 2]);
+        const hr_tensor stream_after = make_stream(f, stream.dtype);
+        const hr_tensor out_after = make_stream(f, out.dtype);
+        run(f, NULL);
+        cr_assert_eq(hr_epilogue_run(epilogue, &f->s->o, &residual, &stream_after, &out_after),
+                     HR_OK, "%s", hr_last_error());
+        float *lse = calloc(lse_bytes(f->s) + 1, 1);
+        cr_assert_not_null(lse);
+        memcpy(lse, f->s->lse.data, lse_bytes(f->s));
+        for (int32_t threads = 1; threads <= 4; threads += 3) {
+            hr_plan *plan =
+                setup_plan(f->s, &(hr_plan_options){.threads = threads, .epilogue = epilogue});
+            const hr_plan_tensors tensors = {.q = &f->q,
+                                             .q_recent = &f->q_recent,
+                                             .cache = f->cache,
+                                             .o = &out,
+                                             .lse = &f->s->lse,
+                                             .residual = &residual,
+                                             .stream = &stream};
+            cr_assert_eq(hr_plan_run_tensors(plan, &tensors), HR_OK, "%s", hr_last_error());
+            hr_plan_free(plan);
+            const size_t count = (size_t)hr_tensor_size(&out);
+            cr_expect_arr_eq(out.data, out_after.data,
+                             count * (out.dtype == HR_DTYPE_F32 ? 4u : 2u), "variant %d", variant);
+            cr_expect_arr_eq(stream.data, stream_after.data,
+                             count * (stream.dtype == HR_DTYPE_F32 ? 4u : 2u), "variant %d",
+                             variant);
+            cr_expect_arr_eq(f->s->lse.data, lse, lse_bytes(f->s), "variant %d", variant);
+        }
+        free(lse);
+        free(residual.data);
+        free(stream.data);
+        free(out.data);
+        free(stream_after.data);
+        free(out_after.data);
+        hr_block_mask_free(&blocks);
+        free_fixture(f);
+    }
 }
 
 /* The calls that tokens come in leave no trace, and threads none either. */
@@ -300,10 +414,26 @@ Test(residual, refusals)
     problem.paging = (hr_paging){0};
     expect_failure(hr_plan_create(&problem, &s->recipe, NULL, &plan), HR_ERROR_UNSUPPORTED,
                    "which a paged KV cache keeps");
-    const hr_epilogue epilogue = {.scale = 1};
+    const hr_epilogue endless = {.scale = INFINITY};
     expect_failure(
-        hr_plan_create(&s->problem, &s->recipe, &(hr_plan_options){.epilogue = &epilogue}, &plan),
-        HR_ERROR_UNSUPPORTED, "which an epilogue does not go with");
+        hr_plan_create(&s->problem, &s->recipe, &(hr_plan_options){.epilogue = &endless}, &plan),
+        HR_ERROR_INVALID_ARGUMENT, "the epilogue's scale is inf");
+    cr_expect_null(plan);
+    cr_assert_eq(hr_plan_create(&s->problem, &s->recipe, NULL, &plan), HR_OK, "%s",
+                 hr_last_error());
+    hr_plan_tensors stray = {
+        .q = &f->q, .q_recent = &f->q_recent, .cache = f->cache, .o = &s->o, .stream = &s->o};
+    expect_failure(hr_plan_run_tensors(plan, &stray), HR_ERROR_INVALID_ARGUMENT,
+                   "stream was given, but the plan has no epilogue");
+    hr_plan_free(plan);
+    hr_block_mask blocks;
+    make_blocks(f, 1, 16, 16, &blocks);
+    blocks.rows++;
+    problem = s->problem;
+    problem.mask.blocks = &blocks;
+    expect_failure(hr_plan_create(&problem, &s->recipe, NULL, &plan), HR_ERROR_INVALID_ARGUMENT,
+                   "the block mask has 4 rows; blocks of 16 queries make 3");
+    hr_block_mask_free(&blocks);
 
     hr_recipe wide = s->recipe;
     wide.residual = 64;
