@@ -22,18 +22,24 @@ static _Float16 half_from_bits(uint16_t bits)
     return value;
 }
 
+/* The weight of one score among others that have none; the sum of eight is that weight then. */
 static float weight(_Float16 score, _Float16 largest, _Float16 c)
 {
-    const _Float16 least = (_Float16)(HALF_LEAST_EXPONENT / (float)c);
-    return (float)_mm512_cvtsh_h(half_weights(_mm512_set1_ph(score), _mm512_set1_ph(largest),
-                                              _mm512_set1_ph(c), _mm512_set1_ph(least)));
+    _Float16 scores[WEIGHT_KEYS * WEIGHT_STRIDE] __attribute__((aligned(64)));
+    for (int i = 0; i < WEIGHT_KEYS * WEIGHT_STRIDE; i++)
+        scores[i] = i / WEIGHT_STRIDE == 3 ? score : -(_Float16)INFINITY;
+    const __m512h sum = half_weigh_keys(scores, _mm512_set1_ph(largest), _mm512_set1_ph(c),
+                                        _mm512_set1_ph((_Float16)(HALF_EXPONENTS / (float)c)));
+    const float p = (float)scores[3 * WEIGHT_STRIDE];
+    cr_assert_eq((float)_mm512_cvtsh_h(sum), p);
+    return p;
 }
 
 /* 2 u relative, and what the FP16 of small weights costs. */
 Test(half_softmax, exponential_keeps_its_promise)
 {
     need_fp16();
-    const float factors[] = {0x1p-12f, 0.0037f, 0.11f, 1, 1.44f, 33, 0x1p12f};
+    const float factors[] = {0x1p-11f, 0.0037f, 0.11f, 1, 1.44f, 33, 0x1p12f};
     for (size_t f = 0; f < sizeof factors / sizeof factors[0]; f++) {
         const _Float16 c = (_Float16)factors[f];
         double worst = 0;
@@ -56,10 +62,11 @@ Test(half_softmax, ends_of_the_exponential)
     cr_expect_eq(weight(-30000, -30000, 4), 1);
     cr_expect_eq(weight(-32000, 32000, 0.001f), weight(-64000, 0, 0.001f));
     cr_expect_eq(weight(least, 5, 1), 0);
+    cr_expect_eq(weight(least, 5, 0x1p-11f), 0, "the smallest factor, whose limit is largest");
     cr_expect_eq(weight(least, least, 1), 0, "a row that sees no key of the tile");
 }
 
-/* Smaller than 2^-12 or larger than 2^12, whichever the factor becomes. */
+/* Smaller than 2^-11 or larger than 2^12, whichever the factor becomes. */
 Test(half_softmax, extreme_factors_go_to_the_avx512_kernel)
 {
     need_fp16();

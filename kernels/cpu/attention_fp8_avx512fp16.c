@@ -37,12 +37,14 @@ enum {
     KEYS_AT_ONCE = 32,     /* of an output in one FP16 sum */
 };
 
+_Static_assert((int)PRODUCT_LINES == WEIGHT_KEYS && (int)BLOCK_ROWS == WEIGHT_STRIDE,
+               "of the same scores");
 _Static_assert(TILE_Q % BLOCK_ROWS == 0, "tasks are whole blocks");
 _Static_assert(TILE_KV % HR_TILE_KV(fp8, avx512) == 0, "tasks are handed to that kernel");
 
 /* Statistics of a block's rows: logits in log2 units are score * factor. */
 typedef struct row_block {
-    _Float16 c[BLOCK_ROWS], least[BLOCK_ROWS]; /* factor, and HALF_LEAST_EXPONENT / factor */
+    _Float16 c[BLOCK_ROWS], limit[BLOCK_ROWS]; /* factor, and HALF_EXPONENTS / factor */
     float factor[BLOCK_ROWS], max[BLOCK_ROWS], sum[BLOCK_ROWS];
     float alpha[BLOCK_ROWS], beta[BLOCK_ROWS];
     _Float16 largest[BLOCK_ROWS]; /* of the tile's scores */
@@ -99,7 +101,7 @@ static int score_exponent(int32_t head_dim)
 
 /*
  * Queries and statistics of the task's blocks. False when FP16 cannot serve the task: a NaN among
- * the queries, or a factor whose FP16 value would be subnormal, or whose inverse would.
+ * the queries, or a factor with which the limit of distances would be infinite, or subnormal.
  */
 static bool start_blocks(const hr_kernel_args *args, workspace *work)
 {
@@ -126,11 +128,11 @@ static bool start_blocks(const hr_kernel_args *args, workspace *work)
         }
         for (int32_t i = 0; i < lanes; i += VEC_WIDTH) {
             const vec factor = vec_load(block->factor + i);
-            fits &= _mm512_cmp_ps_mask(factor, vec_set(0x1p-12f), _CMP_GE_OQ) == 0xffff &&
+            fits &= _mm512_cmp_ps_mask(factor, vec_set(0x1p-11f), _CMP_GE_OQ) == 0xffff &&
                     _mm512_cmp_ps_mask(factor, vec_set(0x1p12f), _CMP_LE_OQ) == 0xffff;
             _mm256_storeu_ph(block->c + i, _mm512_cvtxps_ph(factor));
-            _mm256_storeu_ph(block->least + i,
-                             _mm512_cvtxps_ph(vec_div(vec_set(HALF_LEAST_EXPONENT), factor)));
+            _mm256_storeu_ph(block->limit + i,
+                             _mm512_cvtxps_ph(vec_div(vec_set(HALF_EXPONENTS), factor)));
         }
     }
     return fits;
@@ -260,20 +262,6 @@ static void find_largest(const workspace *work, row_block *block, const block_sp
     }
 }
 
-/* Scores of 8 keys -> weights; returns their sum a row. */
-static inline __m512h weigh_keys(_Float16 *s, __m512h largest, __m512h c, __m512h least)
-{
-    __m512h p[PRODUCT_LINES];
-    for (int i = 0; i < PRODUCT_LINES; i++) {
-        p[i] = half_weights(_mm512_load_ph(s + i * BLOCK_ROWS), largest, c, least);
-        _mm512_store_ph(s + i * BLOCK_ROWS, p[i]);
-    }
-    for (int width = PRODUCT_LINES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++)
-            p[i] = _mm512_add_ph(p[i], p[i + width]);
-    return p[0];
-}
-
 /* Where the product that sums the weights before `key` ends. */
 static int32_t product_end(const block_span *span, int32_t key)
 {
@@ -292,14 +280,14 @@ static void apply_weights_half(const workspace *work, row_block *block, const bl
         const int32_t lane = v * HALF_LANES, end = v < span->begin ? span->first : span->ends[v];
         const __m512h largest = _mm512_loadu_ph(block->largest + lane);
         const __m512h c = _mm512_loadu_ph(block->c + lane);
-        const __m512h least = _mm512_loadu_ph(block->least + lane);
+        const __m512h limit = _mm512_loadu_ph(block->limit + lane);
         __m512 low = _mm512_setzero_ps(), high = low;
         _Float16 *s = work->scores + lane;
         for (int32_t key = span->first; key < end; key += 2 * PRODUCT_LINES) {
-            __m512h sum = weigh_keys(s + key * BLOCK_ROWS, largest, c, least);
+            __m512h sum = half_weigh_keys(s + key * BLOCK_ROWS, largest, c, limit);
             if (key + PRODUCT_LINES < end)
-                sum = _mm512_add_ph(
-                    sum, weigh_keys(s + (key + PRODUCT_LINES) * BLOCK_ROWS, largest, c, least));
+                sum = _mm512_add_ph(sum, half_weigh_keys(s + (key + PRODUCT_LINES) * BLOCK_ROWS,
+                                                         largest, c, limit));
             low = _mm512_add_ps(low, half_low(sum));
             high = _mm512_add_ps(high, half_high(sum));
         }
