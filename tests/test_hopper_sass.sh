@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The instructions of kernels/cuda/hopper.cuh compile for sm_90a without spills, stack frames or
-# serialized wgmma, and become the matrix instructions they should. Skipped without nvcc; the SASS is
+# serialized wgmma, and become the matrix instructions they should; so do the attention kernels of this
+# build, whose spills and stack frames cmake/HeadroomCuda.cmake refuses. Skipped without nvcc; the SASS is
 # read where cuobjdump and nvdisasm are found (pip install nvidia-cuda-cuobjdump
 # nvidia-cuda-nvdisasm, or a full toolkit).
 #
-# From ctest: HEADROOM_SOURCE.
+# From ctest: HEADROOM_SOURCE, HEADROOM_BUILD.
 set -euo pipefail
 
 for folder in "${CUDA_HOME:-}/bin" "${CUDA_PATH:-}/bin" /usr/local/cuda/bin \
@@ -64,4 +65,41 @@ if grep -E '\b(LD|ST)\.E' "$work/sass" | grep -vq 'desc\['; then
     echo "FAIL: generic loads or stores" >&2
     failed=1
 fi
+
+# attention RECIPE TYPES OTHER: of the recipe's kernel, of which the build has one an
+# instantiation (head_dim 64, 128, 256, with softcap and without), every function has instructions of
+# each of the TYPES and none that match OTHER.
+attention() {
+    local object=$HEADROOM_BUILD/CMakeFiles/headroom_cuda_objects.dir/kernels/cuda/attention_$1_sm90.cu.o
+    if [ ! -e "$object" ]; then
+        echo "no $object: this build has no CUDA kernels to read"
+        return
+    fi
+    cuobjdump -sass "$object" >"$work/sass"
+    local count type
+    count=$(grep -c 'Function : .*attention_kernel' "$work/sass" || true)
+    if [ "$count" -ne 6 ]; then
+        echo "FAIL: $count attention kernels in $1, 6 expected" >&2
+        failed=1
+    fi
+    for type in $2; do
+        count=$(awk -v type="$type" '
+            /Function :/ { here = /attention_kernel/; seen = 0 }
+            here && !seen && index($0, type) && index($0, "GMMA.64x") { seen = 1; found++ }
+            END { print found + 0 }' "$work/sass")
+        if [ "$count" -ne 6 ]; then
+            echo "FAIL: $count of 6 kernels of $1 have $type" >&2
+            failed=1
+        fi
+    done
+    grep -E 'GMMA\.64x' "$work/sass" >"$work/matrix" || true
+    if grep -qE "$3" "$work/matrix"; then
+        echo "FAIL: a kernel of $1 has matrix instructions $3" >&2
+        failed=1
+    fi
+}
+attention fp8 F32.E4M3.E4M3 '[IH]GMMA'
+attention int8 'S8.S8 U8.S8' '[QH]GMMA'
+attention int8_fp8 'S8.S8 F32.E4M3.E4M3' 'HGMMA|U8'
+attention bf16 F32.BF16 '[QI]GMMA'
 exit $failed
