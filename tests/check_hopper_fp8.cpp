@@ -5,60 +5,30 @@
 #include "hopper_cases.h"
 
 #include <criterion/criterion.h>
-#include <cstdio>
 
-static hopper_result run(hopper_case test)
-{
-    test.recipe = "fp8:qkv.scale=dynamic";
-    return hopper_run_case(&test, hr_attention_fp8_sm90, HOPPER_FP8);
-}
+static const char recipe[] = "fp8:qkv.scale=dynamic";
 
 Test(hopper_fp8, shapes_0)
 {
-    hopper_run_shapes("fp8:qkv.scale=dynamic", hr_attention_fp8_sm90, HOPPER_FP8, 0, 2);
+    hopper_run_shapes(recipe, hr_attention_fp8_sm90, HOPPER_FP8, 0, 2);
 }
 
 Test(hopper_fp8, shapes_1)
 {
-    hopper_run_shapes("fp8:qkv.scale=dynamic", hr_attention_fp8_sm90, HOPPER_FP8, 1, 2);
+    hopper_run_shapes(recipe, hr_attention_fp8_sm90, HOPPER_FP8, 1, 2);
 }
 
 Test(hopper_fp8, nan_propagates)
 {
-    for (char operand : {'q', 'k', 'v'}) {
-        hopper_case test = {};
-        test.shape = "1 1 64 q=70 kv=200";
-        test.seed = 9;
-        test.nan = operand;
-        run(test);
-    }
+    hopper_nan_propagates(recipe, hr_attention_fp8_sm90, HOPPER_FP8);
 }
 
-/* N(0, 1) inputs, 2048 keys: quantization and kernel together, against the original inputs. */
 Test(hopper_fp8, error_on_gaussian_inputs)
 {
-    for (const char *shape : {"1 1 64 q=64 kv=2048", "1 1 128 q=64 kv=2048"}) {
-        hopper_case test = {};
-        test.shape = shape;
-        test.seed = 21;
-        const hopper_result result = run(test);
-        std::fprintf(stderr, "fp8, %s: relative L2 %.4f, the kernel's own %.4f\n", shape,
-                     result.total_l2, result.relative_l2);
-        cr_expect(result.total_l2 <= .060 && result.total_l2 >= .045, "%s: %g", shape,
-                  result.total_l2);
-    }
+    hopper_error_on_gaussian_inputs("fp8", recipe, hr_attention_fp8_sm90, HOPPER_FP8, .045, .060);
 }
 
-/* Sums over many keys lose nothing, also with the E4M3 accumulator as the hardware has it. */
 Test(hopper_fp8, error_does_not_grow_with_length)
 {
-    hopper_case test = {};
-    test.seed = 31;
-    test.fp22 = 1;
-    test.shape = "1 1 64 q=64 kv=1024";
-    const double brief = run(test).relative_l2;
-    test.shape = "1 1 64 q=64 kv=16384";
-    const double extended = run(test).relative_l2;
-    std::fprintf(stderr, "fp8: relative L2 %.5f at 1k keys, %.5f at 16k\n", brief, extended);
-    cr_expect(extended <= 1.1 * brief, "%g against %g", extended, brief);
+    hopper_error_does_not_grow_with_length("fp8", recipe, hr_attention_fp8_sm90, HOPPER_FP8);
 }

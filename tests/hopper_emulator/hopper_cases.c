@@ -344,3 +344,38 @@ void hopper_run_shapes(const char *recipe, hopper_kernel kernel, hopper_model mo
         }
     fprintf(stderr, "%s: O at most %.3f of its bound, LSE %.3f\n", recipe, worst_o, worst_lse);
 }
+
+void hopper_error_on_gaussian_inputs(const char *name, const char *recipe, hopper_kernel kernel,
+                                     hopper_model model, double low, double high)
+{
+    static const char *const lines[] = {"1 1 64 q=64 kv=2048", "1 1 128 q=64 kv=2048"};
+    for (int i = 0; i < 2; i++) {
+        const hopper_case test = {.recipe = recipe, .shape = lines[i], .seed = 21};
+        const hopper_result result = hopper_run_case(&test, kernel, model);
+        fprintf(stderr, "%s, %s: relative L2 %.4f, the kernel's own %.4f\n", name, lines[i],
+                result.total_l2, result.relative_l2);
+        cr_expect(result.total_l2 <= high && result.total_l2 >= low, "%s: %g", lines[i],
+                  result.total_l2);
+    }
+}
+
+void hopper_error_does_not_grow_with_length(const char *name, const char *recipe,
+                                            hopper_kernel kernel, hopper_model model)
+{
+    hopper_case test = {.recipe = recipe, .seed = 31, .fp22 = 1};
+    test.shape = "1 1 64 q=64 kv=1024";
+    const double brief = hopper_run_case(&test, kernel, model).relative_l2;
+    test.shape = "1 1 64 q=64 kv=16384";
+    const double extended = hopper_run_case(&test, kernel, model).relative_l2;
+    fprintf(stderr, "%s: relative L2 %.5f at 1k keys, %.5f at 16k\n", name, brief, extended);
+    cr_expect(extended <= 1.1 * brief, "%g against %g", extended, brief);
+}
+
+void hopper_nan_propagates(const char *recipe, hopper_kernel kernel, hopper_model model)
+{
+    for (const char *operand = "qkv"; *operand; operand++) {
+        const hopper_case test = {
+            .recipe = recipe, .shape = "1 1 64 q=70 kv=200", .seed = 9, .nan = *operand};
+        hopper_run_case(&test, kernel, model);
+    }
+}
