@@ -12,6 +12,12 @@
  * result: D_j = softmax_scale (n u |q| |k_j| + 16 u |q.k_j|) + 8 u softcap + 4 u |alibi term| The
  * integer kernels (P in U8) turn codes under group scales into fixed point; half a unit h of either
  * operand adds softmax_scale (h_q |k_j|_1 + h_k |q|_1 + head_dim h_q h_k).
+ *    Hopper's tensor cores add E4M3 products in 14 bits (DeepSeek-V3 technical report, 2024,
+ *    3.5.2): an instruction aligns its 32 products and the accumulator to the largest of them, of
+ *    magnitude L, cuts each 13 bits below L's leading one, and its sum likewise. From operands:
+ *        2^-13 (33 L + |sum|) of each 32 channels, L and sum with what was lost before
+ *    Of a tile's P V, whose accumulator starts at 0, L and |sum| are at most the sum of the tile's
+ *    P |v|: tile / 32 instructions add 34 * 2^-13 (1 + p_relative) times it each to step 5.
  * 2. Weights before rounding. Relative error of exp(s_j - m): the logit's, the subtraction's
  *    u |s_j - m|, the exponential's own, six roundings a tile when tiles are joined, and the FP32
  *    sums over a tile's keys:
@@ -52,6 +58,7 @@ typedef struct error_model {
     double p_relative, p_absolute; /* of the weight; of the tile's largest */
     double sum_absolute;           /* of the tile's largest, in the sum of an even or wide tile */
     double tile_least;             /* a tile that weighs less than this counts as this much */
+    bool fp22_qk, fp22_pv;         /* products of E4M3 on Hopper's tensor cores */
     bool fold_v;                   /* V's token scales are rounded together with P */
     bool p_running;   /* P is rounded relative to a running maximum: M_t is that of all keys */
     bool half;        /* products are in FP16: check_bound_half.h */
@@ -76,6 +83,8 @@ static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *r
         model.p_relative = 0x1p-4;
         model.p_absolute = 0x1p-10 / 448;
         model.p_running = row->isa == HR_ISA_SM90; /* 448 at the running maximum, not the tile's */
+        model.fp22_pv = row->isa == HR_ISA_SM90;
+        model.fp22_qk = model.fp22_pv && row->k_dtype == HR_DTYPE_E4M3;
         model.half = row->isa == HR_ISA_AVX512FP16 && row->max_seqlen_q == 0;
         model.half_decode = row->isa == HR_ISA_AVX512FP16 && row->max_seqlen_q > 0;
         if (!model.half && !model.half_decode) break;
@@ -133,6 +142,22 @@ static inline double dot_product(const float *a, const float *b, int32_t count)
         for (int32_t k = 0; k < 4; k++)
             sum[k] += (double)a[i + k] * (double)b[i + k];
     return sum[0] + sum[1] + sum[2] + sum[3];
+}
+
+/* What Hopper's tensor cores lose of a dot product of E4M3 operands; step 1. */
+static inline double fp22_dot_error(const float *a, const float *b, int32_t count)
+{
+    double sum = 0, error = 0;
+    for (int32_t begin = 0; begin < count; begin += 32) {
+        double largest = fabs(sum) + error;
+        for (int32_t i = begin; i < begin + 32 && i < count; i++) {
+            const double product = (double)a[i] * (double)b[i];
+            largest = fmax(largest, fabs(product));
+            sum += product;
+        }
+        error += 0x1p-13 * (33 * largest + fabs(sum) + error);
+    }
+    return error;
 }
 
 static inline double absolute_sum(const float *a, int32_t count)
@@ -214,6 +239,7 @@ static inline void bound_logits(const bound_input *in, const key_facts *keys, co
         const key_facts *key = &keys[j];
         double s = scale * dot_product(q, key->k, head_dim);
         double error = scale * in->model.dot_terms * UNIT * q_norm * key->norm;
+        if (in->model.fp22_qk) error += scale * fp22_dot_error(q, key->k, head_dim);
         if (in->model.half)
             error += scale * half_dot_error(q, key->k, head_dim, state->q_scale * key->scale);
         if (in->model.half_decode)
@@ -327,9 +353,9 @@ static inline void bound_row(const bound_input *in, const key_facts *keys, doubl
     if (model->sum_absolute > 0) total += bound_sum(model, state, keys);
     /*
      * A bound of a quarter or more would say nothing. The shapes and fills stay far below, but for
-     * FP16 products under logits of some dozens: e_quant is near 1 there too.
+     * products in FP16 or 22 bits under logits of some dozens: e_quant is near 1 there too.
      */
-    if ((model->half || model->half_decode) && total >= 0.25) {
+    if ((model->half || model->half_decode || model->fp22_qk) && total >= 0.25) {
         bound_undecided(state, keys, head_dim, o_bound, lse_bound);
         return;
     }
@@ -345,6 +371,8 @@ static inline void bound_row(const bound_input *in, const key_facts *keys, doubl
             double factor = weight * (state->error[j] + total + 2 * UNIT) + SMALLEST;
             factor += model->tile_least * largest_fold / keys[j].fold;
             if (model->half) factor += HALF_LOST * top;
+            if (model->fp22_pv)
+                factor += tile / 32 * 34 * 0x1p-13 * (1 + model->p_relative) * weight;
             factor += model->p_relative * weight + model->p_absolute * top / keys[j].fold;
             for (int32_t c = 0; c < head_dim; c++)
                 o_bound[c] += factor * fabs((double)keys[j].v[c]) + weight * keys[j].v_half;

@@ -23,6 +23,11 @@ Test(hopper_fp8, nan_propagates)
     hopper_nan_propagates(recipe, hr_attention_fp8_sm90, HOPPER_FP8);
 }
 
+Test(hopper_fp8, shapes_in_22_bits)
+{
+    hopper_run_shapes_fp22(recipe, hr_attention_fp8_sm90, HOPPER_FP8);
+}
+
 Test(hopper_fp8, error_on_gaussian_inputs)
 {
     hopper_error_on_gaussian_inputs("fp8", recipe, hr_attention_fp8_sm90, HOPPER_FP8, .045, .060);

@@ -18,6 +18,11 @@ Test(hopper_int8_fp8, shapes_1)
     hopper_run_shapes(recipe, hr_attention_int8_fp8_sm90, HOPPER_INT8_FP8, 1, 2);
 }
 
+Test(hopper_int8_fp8, shapes_in_22_bits)
+{
+    hopper_run_shapes_fp22(recipe, hr_attention_int8_fp8_sm90, HOPPER_INT8_FP8);
+}
+
 Test(hopper_int8_fp8, error_on_gaussian_inputs)
 {
     hopper_error_on_gaussian_inputs("int8_fp8", recipe, hr_attention_int8_fp8_sm90, HOPPER_INT8_FP8,

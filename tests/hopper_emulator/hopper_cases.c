@@ -122,8 +122,8 @@ static error_model model_for(hopper_model kernel, int32_t head_dim, bool fp22)
         break;
     case HOPPER_INT8_FP8:
     case HOPPER_FP8:
-        /* fp22 cuts 33 terms for every 32 channels at 2^-13 of the largest. */
-        if (fp22) model.dot_terms *= 33 / 32.0 * 0x1p11;
+        model.fp22_pv = fp22; /* the emulator's own choice; a GPU has no other (check_bound.h) */
+        model.fp22_qk = fp22 && kernel == HOPPER_FP8;
         if (kernel == HOPPER_INT8_FP8) model.dot_terms = 0;
         model.p_relative = 0x1p-4;
         model.p_absolute = 0x1p-10 / 448;
@@ -313,8 +313,8 @@ static const char *const shapes[] = {
 };
 enum { SHAPE_COUNT = sizeof shapes / sizeof shapes[0] };
 
-void hopper_run_shapes(const char *recipe, hopper_kernel kernel, hopper_model model, int first,
-                       int step)
+static void run_shapes(const char *recipe, hopper_kernel kernel, hopper_model model, int first,
+                       int step, int32_t fp22)
 {
     static const uint32_t features[] = {
         0,
@@ -337,12 +337,25 @@ void hopper_run_shapes(const char *recipe, hopper_kernel kernel, hopper_model mo
                                       .seed = (uint64_t)number + 1,
                                       .multiprocessors = 1 + number % 3,
                                       .schedule = (number + shape) % 3,
-                                      .bf16_output = number % 5 == 4};
+                                      .bf16_output = number % 5 == 4,
+                                      .fp22 = fp22};
             const hopper_result result = hopper_run_case(&test, kernel, model);
             worst_o = fmax(worst_o, result.worst_o);
             worst_lse = fmax(worst_lse, result.worst_lse);
         }
-    fprintf(stderr, "%s: O at most %.3f of its bound, LSE %.3f\n", recipe, worst_o, worst_lse);
+    fprintf(stderr, "%s%s: O at most %.3f of its bound, LSE %.3f\n", recipe,
+            fp22 ? " in 22 bits" : "", worst_o, worst_lse);
+}
+
+void hopper_run_shapes(const char *recipe, hopper_kernel kernel, hopper_model model, int first,
+                       int step)
+{
+    run_shapes(recipe, kernel, model, first, step, 0);
+}
+
+void hopper_run_shapes_fp22(const char *recipe, hopper_kernel kernel, hopper_model model)
+{
+    run_shapes(recipe, kernel, model, 0, 3, 1);
 }
 
 void hopper_error_on_gaussian_inputs(const char *name, const char *recipe, hopper_kernel kernel,

@@ -49,6 +49,12 @@ void hopper_run_shapes(const char *recipe, hopper_kernel kernel, hopper_model mo
                        int step);
 
 /*
+ * Every third shape with the E4M3 accumulator as the hardware has it, against the bound that
+ * check_kernels holds a GPU to.
+ */
+void hopper_run_shapes_fp22(const char *recipe, hopper_kernel kernel, hopper_model model);
+
+/*
  * N(0, 1) inputs, 2048 keys, head_dim 64 and 128: quantization and kernel together, against the
  * original inputs, are at least `low` and at most `high`. Prints the figures under `name`.
  */
