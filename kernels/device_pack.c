@@ -1,6 +1,6 @@
 /*
- * Packing on a GPU: validates as hr_pack does, lays memory out once, and turns a run into the one
- * launch of kernels/cuda/pack_sm90.h.
+ * Packing on a GPU: validates as hr_pack does, lays memory out once, and turns a run into the
+ * launches of kernels/cuda/pack_sm90.h.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -53,13 +53,15 @@ static hr_status check_recipe(const char *name, const hr_operand_recipe *recipe)
     const bool bf16 = recipe->dtype == HR_DTYPE_BF16;
     const bool int8 =
         recipe->dtype == HR_DTYPE_I8 && granularity == HR_GRANULARITY_TOKEN && recipe->dynamic;
-    const bool fp8 = recipe->dtype == HR_DTYPE_E4M3 && !recipe->dynamic;
+    const bool fp8 = recipe->dtype == HR_DTYPE_E4M3 &&
+                     (granularity == HR_GRANULARITY_TENSOR || granularity == HR_GRANULARITY_HEAD ||
+                      granularity == HR_GRANULARITY_CHANNEL);
     if (bf16 || int8 || fp8) return HR_OK;
     return hr_fail(
         HR_ERROR_UNSUPPORTED,
         "%s in %s with %s scales per %s is not packed on cuda, which takes bf16, i8 with "
-        "dynamic scales per token and e4m3 with static ones; hr_pack_layer and "
-        "hr_packed_layer_copy do the rest",
+        "dynamic scales per token and e4m3 with scales per tensor, head or channel; hr_pack_layer "
+        "and hr_packed_layer_copy do the rest",
         name, hr_dtype_name(recipe->dtype), recipe->dynamic ? "dynamic" : "static",
         hr_granularity_name(granularity));
 }
@@ -167,14 +169,16 @@ static hr_status set_operand(hr_device_packer *packer, const hr_device_pack_opti
                              : out->recipe.granularity == HR_GRANULARITY_CHANNEL ? out->head_dim
                                                                                  : 0,
         .scale_channel_stride = out->recipe.granularity == HR_GRANULARITY_CHANNEL,
+        .dynamic = source->recipe->dtype == HR_DTYPE_E4M3 && source->recipe->dynamic,
         .mean = operand == HR_OPERAND_K ? packer->args.k_mean : NULL,
         .rotate = rotated,
     };
     if (source->positions)
         HR_TRY(add_array(packer, source->positions, (size_t)out->total_tokens, sizeof(int32_t),
                          &args->positions));
-    if (args->format != HR_SM90_PACK_I8) return HR_OK;
-    HR_TRY(add_array(packer, NULL, (size_t)source->heads, sizeof(uint32_t), &args->largest));
+    if (args->format != HR_SM90_PACK_I8 && !args->dynamic) return HR_OK;
+    const size_t largest = args->dynamic ? (size_t)out->scale_count : (size_t)source->heads;
+    HR_TRY(add_array(packer, NULL, largest, sizeof(uint32_t), &args->largest));
     return add_array(packer, NULL, (size_t)source->heads, sizeof(uint32_t), &args->finished);
 }
 

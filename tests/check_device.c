@@ -65,6 +65,11 @@ typedef struct inputs {
     hr_layer_scales scales;
 } inputs;
 
+static bool takes_scale(const hr_operand_recipe *operand)
+{
+    return operand->dtype == HR_DTYPE_E4M3 && !operand->dynamic;
+}
+
 static void make_inputs(const gpu_case *test, const hr_recipe *recipe, inputs *in)
 {
     for (int i = 0; i < 3; i++) {
@@ -88,9 +93,9 @@ static void make_inputs(const gpu_case *test, const hr_recipe *recipe, inputs *i
         in->scale[i] = 0.01f + 0.001f * (float)(i % 5);
         in->mean[i] = i % (size_t)test->head_dim == 3 ? 4.0f : 0.01f * (float)(i % 3);
     }
-    in->scales = (hr_layer_scales){.q = recipe->q.dtype == HR_DTYPE_E4M3 ? in->scale : NULL,
-                                   .k = recipe->k.dtype == HR_DTYPE_E4M3 ? in->scale : NULL,
-                                   .v = recipe->v.dtype == HR_DTYPE_E4M3 ? in->scale : NULL};
+    in->scales = (hr_layer_scales){.q = takes_scale(&recipe->q) ? in->scale : NULL,
+                                   .k = takes_scale(&recipe->k) ? in->scale : NULL,
+                                   .v = takes_scale(&recipe->v) ? in->scale : NULL};
     if (recipe->k.transform & HR_TRANSFORM_MEAN) in->scales.k_mean = in->mean;
 }
 
@@ -243,6 +248,8 @@ Test(device, packs_and_attends_as_the_host_does)
         {"fp8:qk.transform=hadamard", 128, half, 0.0625},
         {"int8:q.transform=hadamard,k.transform=mean+hadamard", 192, none, 0.02},
         {"int8-fp8:v.scale=static", 128, half, 0.0625},
+        {"int8-fp8", 64, none, 0.0625},
+        {"fp8:qkv.scale=dynamic", 128, half, 0.0625},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         check_case(&cases[i]);

@@ -162,8 +162,8 @@ void run_case(const Case &test, hopper_emulator::Schedule schedule)
     const auto v_scale = some_scales(shape.kv_heads * v_scales, random);
     const auto k_mean = some_scales(shape.kv_heads * shape.head_dim, random);
     hr_layer_scales scales = {};
-    if (fp8) scales.q = q_scale.data(), scales.k = k_scale.data();
-    if (v_static) scales.v = v_scale.data();
+    if (fp8 && !recipe.q.dynamic) scales.q = q_scale.data(), scales.k = k_scale.data();
+    if (v_static && !recipe.v.dynamic) scales.v = v_scale.data();
     if (recipe.k.transform & HR_TRANSFORM_MEAN) scales.k_mean = k_mean.data();
 
     fake_start();
@@ -246,6 +246,31 @@ Test(hopper_pack, turned_and_rotated_as_on_the_host)
     }
 }
 
+Test(hopper_pack, dynamic_scales_are_the_hosts)
+{
+    const char *const recipes[] = {"fp8:qkv.scale=dynamic", "int8-fp8",
+                                   "fp8:qkv.granularity=tensor,qkv.scale=dynamic",
+                                   "fp8:qkv.scale=dynamic,v.granularity=channel"};
+    const hopper_emulator::Schedule schedules[] = {hopper_emulator::Schedule::earliest,
+                                                   hopper_emulator::Schedule::latest,
+                                                   hopper_emulator::Schedule::random};
+    int number = 0;
+    for (const char *recipe : recipes)
+        for (const Shape &shape : {small, wide, widest, odd, odder, large_odd, narrow}) {
+            const Fill fill = number % 4 == 1   ? Fill::wide
+                              : number % 4 == 2 ? Fill::zero_tokens
+                                                : Fill::gaussian;
+            run_case({recipe, shape, fill, {}}, schedules[number++ % 3]);
+        }
+    run_case({"int8-fp8", small, Fill::zeros, {}}, hopper_emulator::Schedule::latest);
+    run_case({"fp8:qkv.scale=dynamic", small, Fill::zeros, {}}, hopper_emulator::Schedule::latest);
+    run_case(
+        {"fp8:qkv.scale=dynamic,qk.transform=hadamard", wide, Fill::gaussian, {32, false, 10000}},
+        hopper_emulator::Schedule::random);
+    run_case({"fp8:qkv.scale=dynamic", odd, Fill::wide, {48, true, 500}},
+             hopper_emulator::Schedule::earliest);
+}
+
 Test(hopper_pack, what_is_not_finite_is_reported_once)
 {
     const int32_t cu_seqlens[2] = {0, 4};
@@ -279,7 +304,7 @@ Test(hopper_pack, what_is_not_finite_is_reported_once)
     view.stride[0] = 20;
     cr_assert_eq(hr_device_packer_run(packer, &view, &view, &view), HR_ERROR_MISMATCH);
     hr_device_packer_free(packer);
-    cr_assert_eq(hr_recipe_parse("int8-fp8", &recipe), HR_OK);
+    cr_assert_eq(hr_recipe_parse("fp8:v.granularity=token", &recipe), HR_OK);
     cr_assert_eq(hr_device_packer_create(&options, &packer), HR_ERROR_UNSUPPORTED);
     cr_assert_eq(hr_recipe_parse("int8", &recipe), HR_OK);
     cr_assert_eq(hr_device_packer_create(&options, &packer), HR_ERROR_UNSUPPORTED);

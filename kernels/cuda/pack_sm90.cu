@@ -14,7 +14,9 @@
  * writes (a byte for each channel) nor the reads meet in a bank.
  *
  * The floor under scales of tokens (2^-16 of the head's largest) is known when a head's last block
- * is done; that block raises the few scales below it and encodes their tokens again.
+ * is done; that block raises the few scales below it and encodes their tokens again. Dynamic scales
+ * by tensor, head or channel are known when all tokens have been seen: a launch before the other
+ * finds them, from the same values after the same transforms.
  */
 #include "pack_sm90.h"
 
@@ -205,7 +207,20 @@ HR_DEVICE void load_row(const hr_sm90_pack_args &args, const hr_sm90_pack_operan
         if (x.rotate) rotate_row(args, place, v);
 }
 
-/* The scale that maps the row's largest magnitude to 127 (valid_scale of quant/pack_scale.c). */
+/* The scale that maps `largest` to code `steps`; 0 for 0 (valid_scale of quant/pack_scale.c). */
+HR_DEVICE float scale_for(float largest, float steps)
+{
+    if (largest == 0) return 0;
+    const float scale = fmaxf(largest / steps, FLT_MIN);
+    return scale * steps <= FLT_MAX ? scale : __uint_as_float(__float_as_uint(scale) - 1);
+}
+
+/* What no scale of a head may be below, from its largest (hr_scale_floor). */
+HR_DEVICE float scale_floor(float largest)
+{
+    return largest == 0 ? 1.0f : fmaxf(largest * 0x1p-16f, FLT_MIN);
+}
+
 HR_DEVICE float token_scale(const Place &place, const float (&v)[PART])
 {
     float largest = 0;
@@ -215,9 +230,7 @@ HR_DEVICE float token_scale(const Place &place, const float (&v)[PART])
     float all = 0;
     for (int part = 0; part < place.parts; part++)
         all = fmaxf(all, __shfl_sync(ALL, largest, place.lane_of_row + part));
-    if (all == 0) return 0;
-    const float scale = fmaxf(all / 127.0f, FLT_MIN);
-    return scale * 127.0f <= FLT_MAX ? scale : __uint_as_float(__float_as_uint(scale) - 1);
+    return scale_for(all, 127.0f);
 }
 
 HR_DEVICE uint32_t encode_i8(float x)
@@ -407,7 +420,7 @@ HR_DEVICE void raise_scales(const hr_sm90_pack_args &args, const hr_sm90_pack_op
 {
     const int warp = (int)threadIdx.x / 32;
     const float largest = __uint_as_float(*(volatile uint32_t *)&x.largest[place.head]);
-    const float floor = largest == 0 ? 1.0f : fmaxf(largest * 0x1p-16f, FLT_MIN);
+    const float floor = scale_floor(largest);
     for (int64_t tile = 0; tile < x.tiles; tile++) {
         set_tile(args, x, tile, place);
         for (int first = 0; first < TILE; first += WARPS * place.rows) {
@@ -432,18 +445,130 @@ HR_DEVICE void raise_scales(const hr_sm90_pack_args &args, const hr_sm90_pack_op
     }
 }
 
-/* Is this the last of the head's blocks? Then all others' scales and codes can be seen. */
-HR_DEVICE bool last_block(const hr_sm90_pack_operand &x, const Place &place, uint32_t flag)
+/* Is this the last of the `blocks` that count here? Then all that the others wrote can be seen. */
+HR_DEVICE bool last_block(uint32_t *finished, int64_t blocks, uint32_t flag)
 {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0)
-        store_shared<uint32_t>(
-            flag, atomicAdd(&x.finished[place.head], 1u) + 1 == (uint32_t)x.tiles ? 1u : 0u);
+        store_shared<uint32_t>(flag, atomicAdd(finished, 1u) + 1 == (uint32_t)blocks ? 1u : 0u);
     __syncthreads();
     const bool last = load_shared<uint32_t>(flag) != 0;
     if (last) __threadfence();
     return last;
+}
+
+/* Where this thread is in rows of head_dim, and the block's head. */
+HR_DEVICE Place make_place(int head_dim, int head)
+{
+    Place place;
+    const int lane = (int)threadIdx.x % 32;
+    place.head = head;
+    place.parts = head_dim / PART;
+    place.part = lane % place.parts;
+    place.rows = 32 / place.parts;
+    place.row_in_warp = lane / place.parts;
+    place.lane_of_row = place.row_in_warp * place.parts;
+    return place;
+}
+
+/* Largest magnitude of each of the thread's channels, of the tokens its warp takes of a tile. */
+template <bool TRANSFORM>
+HR_DEVICE void observe_tile(const hr_sm90_pack_args &args, const hr_sm90_pack_operand &x,
+                            const Place &place, float (&most)[PART])
+{
+    const int warp = (int)threadIdx.x / 32;
+#pragma unroll
+    for (int i = 0; i < PART; i++)
+        most[i] = 0;
+    for (int first = 0; first < TILE; first += WARPS * place.rows) {
+        const int row = first + warp * place.rows + place.row_in_warp;
+        const int64_t token = place.first + row;
+        const bool real = place.row_in_warp < place.rows && row < TILE && token < place.end;
+        float v[PART];
+        load_row<TRANSFORM, false>(args, x, place, real ? token : 0, real, v);
+#pragma unroll
+        for (int i = 0; i < PART; i++)
+            if (real) most[i] = fmaxf(most[i], fabsf(v[i]));
+    }
+}
+
+/* The tile's largest magnitude of `channel`, from what the warps' rows left in shared memory. */
+HR_DEVICE float combine_channel(const Place &place, uint32_t base, int head_dim, int channel)
+{
+    float most = 0;
+    for (int row = 0; row < WARPS * place.rows; row++)
+        most = fmaxf(most, load_shared<float>(base + 4 * (row * head_dim + channel)));
+    return most;
+}
+
+/* The largest of what the block's threads hold; `base` has a word a warp. */
+HR_DEVICE float combine_block(uint32_t base, float value)
+{
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2)
+        value = fmaxf(value, __shfl_xor_sync(ALL, value, step));
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) store_shared<float>(base + threadIdx.x / 32 * 4, value);
+    __syncthreads();
+    for (int warp = 0; warp < WARPS; warp++)
+        value = fmaxf(value, load_shared<float>(base + 4 * warp));
+    return value;
+}
+
+/* The scales of a head, or the one of all, from the largest magnitudes; these become 0 again. */
+HR_DEVICE void finish_scales(const hr_sm90_pack_operand &x, int head, int head_dim, uint32_t base)
+{
+    const int64_t at = head * x.scale_head_stride + (int64_t)threadIdx.x * x.scale_channel_stride;
+    const bool mine = (int)threadIdx.x < (x.scale_channel_stride ? head_dim : 1);
+    float scale = 0;
+    if (mine) {
+        scale = scale_for(__uint_as_float(*(volatile uint32_t *)&x.largest[at]), 448.0f);
+        x.largest[at] = 0; /* for the next launch */
+    }
+    const float floor = scale_floor(combine_block(base, scale));
+    if (mine) x.scale[at] = fmaxf(scale, floor);
+}
+
+/*
+ * Dynamic scales of E4M3. Block b is a tile of an operand that has them, in the order of
+ * pack_kernel. The last block of a head, or of all where they share a scale, makes the scales.
+ */
+template <bool TRANSFORM>
+__global__ void __launch_bounds__(THREADS, TRANSFORM ? 2 : 3)
+    scale_kernel(const __grid_constant__ hr_sm90_pack_args args, uint32_t flag_offset)
+{
+    int64_t block = blockIdx.x;
+    const int64_t q_blocks = args.q.dynamic ? (int64_t)args.q.heads * args.q.tiles : 0;
+    const int64_t k_blocks = args.k.dynamic ? (int64_t)args.k.heads * args.k.tiles : 0;
+    const bool is_q = block < q_blocks, is_k = !is_q && block < q_blocks + k_blocks;
+    const hr_sm90_pack_operand &x = is_q ? args.q : is_k ? args.k : args.v;
+    block -= is_q ? 0 : is_k ? q_blocks : q_blocks + k_blocks;
+    const bool channels = x.scale_channel_stride != 0, one = x.scale_head_stride == 0;
+    const uint32_t base = shared_base();
+    const int thread = (int)threadIdx.x;
+
+    Place place = make_place(args.head_dim, (int)(block % x.heads));
+    set_tile(args, x, block / x.heads, place);
+    float most[PART];
+    observe_tile<TRANSFORM>(args, x, place, most);
+    if (place.row_in_warp < place.rows) {
+        const int row = thread / 32 * place.rows + place.row_in_warp;
+#pragma unroll
+        for (int i = 0; i < PART; i++)
+            store_shared<float>(base + 4 * (row * args.head_dim + place.part * PART + i), most[i]);
+    }
+    __syncthreads();
+    float mine = thread < args.head_dim ? combine_channel(place, base, args.head_dim, thread) : 0;
+    if (!channels) mine = combine_block(base + flag_offset - 4 * WARPS, mine);
+    if (thread < (channels ? args.head_dim : 1))
+        atomicMax(&x.largest[place.head * x.scale_head_stride + thread * x.scale_channel_stride],
+                  __float_as_uint(mine));
+    uint32_t *finished = &x.finished[one ? 0 : place.head];
+    if (!last_block(finished, one ? (int64_t)x.tiles * x.heads : x.tiles, base + flag_offset))
+        return;
+    finish_scales(x, place.head, args.head_dim, base + flag_offset - 4 * WARPS);
+    if (thread == 0) *finished = 0;
 }
 
 /* Block b is a tile: all heads of q, tile after tile, then those of k, then those of v. */
@@ -458,14 +583,7 @@ __global__ void __launch_bounds__(THREADS, TRANSFORM ? 2 : 3)
     const hr_sm90_pack_operand &x = is_q ? args.q : is_k ? args.k : args.v;
     block -= is_q ? 0 : is_k ? q_blocks : q_blocks + k_blocks;
 
-    Place place;
-    const int lane = (int)threadIdx.x % 32;
-    place.head = (int)(block % x.heads);
-    place.parts = args.head_dim / PART;
-    place.part = lane % place.parts;
-    place.rows = 32 / place.parts;
-    place.row_in_warp = lane / place.parts;
-    place.lane_of_row = place.row_in_warp * place.parts;
+    Place place = make_place(args.head_dim, (int)(block % x.heads));
     set_tile(args, x, block / x.heads, place);
 
     const uint32_t base = shared_base();
@@ -477,7 +595,9 @@ __global__ void __launch_bounds__(THREADS, TRANSFORM ? 2 : 3)
         __syncthreads();
         store_tile(x, place, base, args.head_dim);
     }
-    if (x.format != HR_SM90_PACK_I8 || !last_block(x, place, base + flag_offset)) return;
+    if (x.format != HR_SM90_PACK_I8 ||
+        !last_block(&x.finished[place.head], x.tiles, base + flag_offset))
+        return;
     raise_scales<TRANSFORM>(args, x, place);
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -497,8 +617,19 @@ extern "C" int hr_pack_sm90(const hr_sm90_pack_args *args)
     if (blocks == 0) return cudaSuccess;
     const uint32_t tile_bytes =
         (uint32_t)(TILE * args->head_dim) * (args->v.format == HR_SM90_PACK_BF16 ? 2 : 1);
+    int64_t scale_blocks = 0;
+    for (const hr_sm90_pack_operand *x : {&args->q, &args->k, &args->v})
+        if (x->dynamic) scale_blocks += (int64_t)x->heads * x->tiles;
     const bool transform =
         args->q.rotate || args->k.rotate || args->q.positions || args->k.positions;
+    if (scale_blocks > 0) {
+        const uint32_t rows = WARPS * (32 / (uint32_t)(args->head_dim / PART));
+        const uint32_t flag = 4 * rows * (uint32_t)args->head_dim + 4 * WARPS;
+        const cudaError_t error = hopper::launch(
+            transform ? scale_kernel<true> : scale_kernel<false>, dim3((unsigned)scale_blocks),
+            dim3(THREADS), flag + 16, (cudaStream_t)args->stream, *args, flag);
+        if (error != cudaSuccess) return error;
+    }
     return hopper::launch(transform ? pack_kernel<true> : pack_kernel<false>,
                           dim3((unsigned)blocks), dim3(THREADS), tile_bytes + 16,
                           (cudaStream_t)args->stream, *args, tile_bytes);

@@ -1,6 +1,7 @@
 /*
  * The contract of the fused packing kernel for NVIDIA Hopper: Q, K and V from BF16 to the codes and
- * scales that attention_sm90.h reads, in one launch.
+ * scales that attention_sm90.h reads, in one launch, or in two where scales of E4M3 are dynamic:
+ * the first finds them, for which it reads all of those operands.
  *
  *     x -> rope -> (lse_bias) -> subtract mean -> rotate -> scale -> encode -> lay out
  *
@@ -24,7 +25,7 @@ enum {
 
 typedef enum hr_sm90_pack_format {
     HR_SM90_PACK_BF16, /* no scale */
-    HR_SM90_PACK_E4M3, /* static scales, read */
+    HR_SM90_PACK_E4M3, /* scales by tensor, head or channel, read; `dynamic`: found first */
     HR_SM90_PACK_I8    /* a scale a token, found here and written */
 } hr_sm90_pack_format;
 
@@ -43,10 +44,14 @@ typedef struct hr_sm90_pack_operand {
      */
     float *scale;
     int64_t scale_head_stride, scale_channel_stride;
+    int32_t dynamic;          /* E4M3: scales are written, not given */
     const float *mean;        /* [heads][head_dim] to subtract, or NULL */
     const int32_t *positions; /* [tokens] rows of turns, or NULL: no rope */
     int32_t rotate;           /* 1: by the Hadamard matrix and its signs */
-    /* [heads] each, zero before the first launch, and left zero: for scales of I8. */
+    /*
+     * Zero before the first launch, and left zero. I8: [heads] each. E4M3 with dynamic scales:
+     * largest as scale, finished [heads].
+     */
     uint32_t *largest, *finished;
 } hr_sm90_pack_operand;
 
