@@ -2,6 +2,7 @@
 # quant/*_<isa>.c is compiled with that instruction set, on the architecture that has it; every
 # other file with the compiler's baseline.
 set(isa_flags_avx2 -mavx2 -mfma -mf16c)
+set(isa_flags_avxvnni ${isa_flags_avx2} -mavxvnni)
 set(isa_flags_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
     -mprefer-vector-width=512)
 set(isa_flags_avx512vnni ${isa_flags_avx512} -mavx512vnni -mavx512vbmi)
@@ -12,7 +13,7 @@ set(isa_flags_neon -march=armv8.2-a+dotprod+fp16)
 function(headroom_isa_sources out)
   set(kept)
   foreach(file IN LISTS ARGN)
-    string(REGEX MATCH "_(avx2|avx512|avx512vnni|avx512fp16|neon)\\.c$" matched ${file})
+    string(REGEX MATCH "_(avx2|avxvnni|avx512|avx512vnni|avx512fp16|neon)\\.c$" matched ${file})
     set(isa ${CMAKE_MATCH_1})
     if(NOT matched)
       list(APPEND kept ${file})

@@ -190,7 +190,7 @@ static hr_status find_named(const hr_kernel_query *query, uint32_t isa_mask,
         *out = info;
         return HR_OK;
     }
-    char known[768] = "";
+    char known[3072] = "";
     size_t used = 0;
     for (int i = 0; i < hr_kernels_count && used < sizeof known; i++)
         used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "",

@@ -23,6 +23,7 @@
 static const char *const isa_names[HR_ISA_COUNT] = {
     [HR_ISA_PORTABLE] = "portable",
     [HR_ISA_AVX2] = "avx2",
+    [HR_ISA_AVXVNNI] = "avxvnni",
     [HR_ISA_AVX512] = "avx512",
     [HR_ISA_AVX512VNNI] = "avx512vnni",
     [HR_ISA_AVX512FP16] = "avx512fp16",
@@ -50,6 +51,13 @@ static bool has_avx512fp16(void)
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 23);
 }
 
+/* Nor this one: leaf 7, subleaf 1, EAX bit 4. */
+static bool has_avxvnni(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
+
 /* The builtin checks XGETBV too: an operating system that does not save zmm state has no AVX-512.
  */
 static uint32_t detect_cpu(void)
@@ -59,6 +67,7 @@ static uint32_t detect_cpu(void)
     if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()))
         return mask;
     mask |= 1u << HR_ISA_AVX2;
+    if (has_avxvnni()) mask |= 1u << HR_ISA_AVXVNNI;
     if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")))
         return mask;

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MESSAGE_BYTES = 1024 };
+enum { MESSAGE_BYTES = 4096 };
 
 static _Thread_local char last_error[MESSAGE_BYTES];
 

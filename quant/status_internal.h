@@ -8,7 +8,7 @@
 #include "headroom/status.h"
 
 /*
- * Formats the message of this thread (at most 1023 bytes; longer ones are cut) and returns status.
+ * Formats the message of this thread (at most 4095 bytes; longer ones are cut) and returns status.
  * A macro, so that the compiler sees which status a failing path returns.
  */
 #define hr_fail(status, ...) (hr_set_error(__VA_ARGS__), hr_returned_status(status))

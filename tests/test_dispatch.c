@@ -186,7 +186,7 @@ Test(isa, the_environment_limits_and_never_adds)
     cr_assert_eq(hr_isa_mask(), machine);
     setenv("HEADROOM_ISA", "portable", 1);
     cr_assert_eq(hr_isa_mask(), portable_only);
-    setenv("HEADROOM_ISA", "avx2,avx512,avx512vnni,avx512fp16,neon,sm90", 1);
+    setenv("HEADROOM_ISA", "avx2,avxvnni,avx512,avx512vnni,avx512fp16,neon,sm90", 1);
     cr_assert_eq(hr_isa_mask(), machine);
     setenv("HEADROOM_ISA", "sse9", 1);
     cr_assert_eq(hr_isa_mask(), 0);
@@ -195,41 +195,58 @@ Test(isa, the_environment_limits_and_never_adds)
 }
 
 #if defined(__x86_64__)
-/* The rows that recipes get on x86 machines, from the barest to the one with everything. NULL: the
- * integer recipes' row below AVX-512 VNNI is any. */
+/* The rows that recipes get on x86 machines, from the barest to the one with everything. */
 static const struct {
     const char *recipe;
     int32_t seqlen_q;
-    const char *rows[5]; /* portable, avx2, avx512, avx512vnni, avx512fp16 */
+    const char *rows[6]; /* portable, avx2, avxvnni, avx512, avx512vnni, avx512fp16 */
 } x86_choices[] = {
-    {"bf16", 0, {"bf16_portable", "bf16_avx2", "bf16_avx512", "bf16_avx512", "bf16_avx512"}},
+    {"bf16",
+     0,
+     {"bf16_portable", "bf16_avx2", "bf16_avx2", "bf16_avx512", "bf16_avx512", "bf16_avx512"}},
     {"bf16",
      1,
-     {"bf16_portable", "bf16_avx2", "bf16_decode_avx512", "bf16_decode_avx512",
+     {"bf16_portable", "bf16_avx2", "bf16_avx2", "bf16_decode_avx512", "bf16_decode_avx512",
       "bf16_decode_avx512"}},
-    {"fp8", 0, {"fp8_portable", "fp8_avx2", "fp8_avx512", "fp8_avx512", "fp8_avx512fp16"}},
+    {"fp8",
+     0,
+     {"fp8_portable", "fp8_avx2", "fp8_avx2", "fp8_avx512", "fp8_avx512", "fp8_avx512fp16"}},
     {"fp8",
      1,
-     {"fp8_portable", "fp8_avx2", "fp8_decode_avx512", "fp8_decode_avx512",
+     {"fp8_portable", "fp8_avx2", "fp8_avx2", "fp8_decode_avx512", "fp8_decode_avx512",
       "fp8_decode_avx512fp16"}},
     {"int8-fp8",
      0,
-     {"int8_fp8_portable", "int8_fp8_avx2", "int8_fp8_avx512", "int8_fp8_avx512",
+     {"int8_fp8_portable", "int8_fp8_avx2", "int8_fp8_avx2", "int8_fp8_avx512", "int8_fp8_avx512",
       "int8_fp8_avx512"}},
-    {"int8", 0, {"int8_portable", NULL, NULL, "int8_avx512vnni", "int8_avx512vnni"}},
-    {"int8", 1, {"int8_portable", NULL, NULL, "int8_decode_avx512vnni", "int8_decode_avx512vnni"}},
-    {"int4", 0, {"int4_portable", NULL, NULL, "int4_avx512vnni", "int4_avx512vnni"}},
-    {"int4", 1, {"int4_portable", NULL, NULL, "int4_decode_avx512vnni", "int4_decode_avx512vnni"}},
+    {"int8",
+     0,
+     {"int8_portable", "int8_avx2", "int8_avxvnni", "int8_avx2", "int8_avx512vnni",
+      "int8_avx512vnni"}},
+    {"int8",
+     1,
+     {"int8_portable", "int8_avx2", "int8_avxvnni", "int8_avx2", "int8_decode_avx512vnni",
+      "int8_decode_avx512vnni"}},
+    {"int4",
+     0,
+     {"int4_portable", "int4_avx2", "int4_avxvnni", "int4_avx2", "int4_avx512vnni",
+      "int4_avx512vnni"}},
+    {"int4",
+     1,
+     {"int4_portable", "int4_avx2", "int4_avxvnni", "int4_avx2", "int4_decode_avx512vnni",
+      "int4_decode_avx512vnni"}},
 };
 
 Test(levels, every_x86_machine_gets_its_best_rows)
 {
-    static const char *const levels[5] = {"portable", "avx2", "avx2,avx512",
+    static const char *const levels[6] = {"portable",
+                                          "avx2",
+                                          "avx2,avxvnni",
+                                          "avx2,avx512",
                                           "avx2,avx512,avx512vnni",
                                           "avx2,avx512,avx512vnni,avx512fp16"};
     for (size_t i = 0; i < sizeof x86_choices / sizeof x86_choices[0]; i++)
-        for (int level = 0; level < 5; level++) {
-            if (!x86_choices[i].rows[level]) continue;
+        for (int level = 0; level < 6; level++) {
             uint32_t mask;
             cr_assert_eq(hr_isa_parse(levels[level], &mask), HR_OK);
             hr_kernel_query query = query_for(x86_choices[i].recipe, 64, HR_FEATURE_CAUSAL);

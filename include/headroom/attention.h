@@ -159,6 +159,7 @@ HR_API const char *hr_feature_name(uint32_t feature);
 typedef enum hr_isa {
     HR_ISA_PORTABLE = 0,
     HR_ISA_AVX2,
+    HR_ISA_AVXVNNI, /* AVX2 and AVX-VNNI */
     HR_ISA_AVX512,
     HR_ISA_AVX512VNNI, /* AVX-512 F, BW, VL, DQ, VNNI, VBMI */
     HR_ISA_AVX512FP16, /* those and FP16 */

@@ -20,6 +20,10 @@ typedef void (*hr_integer_expand)(const hr_kernel_operand *operand, int32_t head
 void hr_integer_expand_i8(const hr_kernel_operand *operand, int32_t head_dim, int64_t first,
                           int32_t count, int16_t *rows);
 
+/* The expansion of I4, U4 and C4 codes, scales in groups or not. */
+void hr_integer_expand_nibbles(const hr_kernel_operand *operand, int32_t head_dim, int64_t first,
+                               int32_t count, int16_t *rows);
+
 /* One code under a group's scale, in the token's fixed-point units: step 1 of the specification. */
 static inline int16_t hr_integer_group_code(int32_t code, float group_scale, float token_scale,
                                             int fraction)

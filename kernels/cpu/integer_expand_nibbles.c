@@ -1,0 +1,46 @@
+/*
+ * Rows of nibbles (I4, U4 or C4, two codes a byte, low nibble first) as int16 codes, through the 16
+ * levels of their format.
+ */
+#include "integer_body.h"
+#include "integer_nibbles.h"
+
+/* The index of the scale, and of the zero point, of channel 0 of a token. */
+static int64_t scale_index(const hr_kernel_operand *operand, int32_t groups, int64_t token)
+{
+    switch (operand->granularity) {
+    case HR_GRANULARITY_TOKEN:
+        return hr_kernel_slot(operand, token);
+    case HR_GRANULARITY_BLOCK:
+        return token / operand->block;
+    case HR_GRANULARITY_GROUP:
+        return hr_kernel_slot(operand, token) * groups;
+    default:
+        return 0;
+    }
+}
+
+void hr_integer_expand_nibbles(const hr_kernel_operand *operand, int32_t head_dim, int64_t first,
+                               int32_t count, int16_t *rows)
+{
+    const bool grouped = operand->granularity == HR_GRANULARITY_GROUP;
+    const int32_t width = grouped ? operand->block : head_dim, groups = head_dim / width;
+    const int fraction = hr_integer_fraction(operand);
+    int8_t levels[16];
+    hr_nibble_levels(operand->dtype, 0, levels);
+    for (int64_t token = first; token < first + count; token++) {
+        const int64_t slot = hr_kernel_slot(operand, token);
+        const uint8_t *codes = (const uint8_t *)operand->codes + slot * head_dim / 2;
+        const int64_t index = scale_index(operand, groups, token);
+        const float token_scale = hr_integer_token_scale(operand, head_dim, token);
+        int16_t *row = rows + (token - first) * head_dim;
+        for (int32_t c = 0; c < head_dim; c++) {
+            int32_t group = c / width;
+            int32_t code = levels[codes[c / 2] >> (c % 2 * 4) & 15];
+            if (operand->dtype == HR_DTYPE_U4) code -= operand->zero_point[index + group];
+            row[c] = grouped ? hr_integer_group_code(code, operand->scale[index + group],
+                                                     token_scale, fraction)
+                             : (int16_t)code;
+        }
+    }
+}

@@ -1,0 +1,105 @@
+/*
+ * What a task of the integer kernels on short vectors (integer_tile.h) holds in its scratch: up to
+ * 96 rows, one tile of keys in the layout that its products read, and one group of rows on its way
+ * through that tile.
+ *
+ * Products take operands by dwords of CODES codes (4 bytes or 2 words), 16 columns at a time:
+ *
+ *     K  [16 blocks of 16 keys][head_dim / CODES][16 keys][CODES channels]
+ *     V  [channels / 16][256 / CODES][16 channels][CODES keys]
+ *
+ * Keys within a chunk of 32, in V and wherever logits are 16 bits wide, have the packed order 0 -
+ * 3, 16 - 19, 4 - 7, 20 - 23, ...: what packing two vectors gives, and what hr_integer_lane sums.
+ */
+#ifndef HEADROOM_INTEGER_TILE_TASK_H
+#define HEADROOM_INTEGER_TILE_TASK_H
+
+#include "integer_body.h"
+
+enum {
+    TASK_ROWS = 96, /* tile_q */
+    CHUNK = 32,     /* keys that are packed together */
+    CHUNKS = HR_INTEGER_TILE / CHUNK,
+    BLOCK = 16, /* columns of a product */
+    SLACK = 32  /* codes that loads may read past the end of rows */
+};
+
+_Static_assert((int)BLOCK == WIDTH * (int)VECS && BLOCK == (int)HR_INTEGER_LANES,
+               "products and sums share VECS");
+_Static_assert(TASK_ROWS % ROWS == 0, "a task is whole groups");
+
+/* Where in its chunk the key at `position` of the packed order stands. */
+static inline int32_t packed_key(int32_t position)
+{
+    return position / 8 * 4 + position % 8 / 4 * 16 + position % 4;
+}
+
+typedef struct row_state {
+    float l[HR_INTEGER_LANES];
+    double factor; /* c_i, without log2(e) when capped */
+    double bias;   /* natural units */
+    float m;
+    int32_t e;
+    int32_t lo, hi; /* keys of the range that the row sees */
+    int32_t init;   /* what its products with K start at */
+} row_state;
+
+/* Step 1 for the keys of one tile. */
+typedef struct tile_scales {
+    int32_t f, e;
+    float h; /* H */
+    bool even, wide;
+    float k[HR_INTEGER_TILE], u[HR_INTEGER_TILE];
+    int16_t sum[HR_INTEGER_TILE], rest[HR_INTEGER_TILE]; /* A_j, B_j in packed order */
+} tile_scales;
+
+typedef struct task {
+    tile_scales tile;
+    int32_t s[ROWS][HR_INTEGER_TILE];      /* S of a group */
+    product_code p[ROWS][HR_INTEGER_TILE]; /* its P, in packed order */
+    int32_t p_init[ROWS];                  /* what its products with V start at */
+    float alpha_o[ROWS], beta_o[ROWS];
+    uint16_t y[HR_INTEGER_TILE];  /* of one row, in packed order */
+    float exact[HR_INTEGER_TILE]; /* y of one row in FP32, where it is needed */
+    int16_t packed_keys[CHUNK];   /* packed_key */
+    row_state row[TASK_ROWS];
+    const hr_kernel_args *args;
+    hr_integer_expand expand_k, expand_v;
+    int32_t head_dim, channels; /* channels: head_dim rounded up to 16 */
+    int v_fraction;
+    int32_t first;        /* the tile's first key */
+    float *o;             /* [96][channels] */
+    product_code *q;      /* [96][head_dim] */
+    product_code *k, *v;  /* the tile */
+    int16_t *wide;        /* [256][head_dim] codes as they are expanded */
+    product_code *narrow; /* and as products take them */
+} task;
+
+static size_t align_up(size_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
+/* Lays the arrays out behind the task; returns the bytes of all. */
+static size_t lay_out_task(task *t, int32_t head_dim)
+{
+    char *base = (char *)t;
+    const size_t channels = ((size_t)head_dim + BLOCK - 1) / BLOCK * BLOCK;
+    const size_t values = HR_INTEGER_TILE * (size_t)head_dim + SLACK;
+    size_t at = align_up(sizeof(task));
+    t->o = (float *)(base + at);
+    at += align_up(TASK_ROWS * channels * sizeof *t->o);
+    t->q = (product_code *)(base + at);
+    at += align_up(TASK_ROWS * (size_t)head_dim * sizeof *t->q);
+    t->k = (product_code *)(base + at);
+    at += align_up(HR_INTEGER_TILE * (size_t)head_dim * sizeof *t->k);
+    t->v = (product_code *)(base + at);
+    at += align_up(HR_INTEGER_TILE * channels * sizeof *t->v);
+    t->wide = (int16_t *)(base + at);
+    at += align_up(values * sizeof *t->wide);
+    t->narrow = (product_code *)(base + at);
+    at += align_up(values * sizeof *t->narrow);
+    return at;
+}
+
+#endif
