@@ -176,26 +176,19 @@ static block_span visible_keys(const hr_kernel_args *args, const key_tile *tile,
     return span;
 }
 
-/* S^T of a block. */
+/* S^T of a block: keys up to the first vector's end, then without it up to the second's. */
 static void multiply_keys(const workspace *work, int32_t head_dim, const _Float16 *q,
                           const block_span *span)
 {
-    int32_t v = span->begin;
-    for (int32_t key = span->first; key < span->last; key += PRODUCT_LINES) {
-        while (span->ends[v] <= key)
-            v++;
-        for (int32_t channel = 0; channel < head_dim; channel += CHANNELS_AT_ONCE) {
-            const int32_t left = head_dim - channel;
-            half_product product = {.a = work->keys + key * work->channels + channel,
-                                    .line = work->channels,
-                                    .step = 1,
-                                    .b = q + channel * BLOCK_ROWS + v * HALF_LANES,
-                                    .c = work->scores + key * BLOCK_ROWS + v * HALF_LANES,
-                                    .depth = left < CHANNELS_AT_ONCE ? left : CHANNELS_AT_ONCE,
-                                    .add = channel > 0};
+    half_product product = {
+        .line = work->channels, .step = 1, .depth = head_dim, .piece = CHANNELS_AT_ONCE};
+    for (int32_t v = span->begin, key = span->first; v < span->vecs; v++)
+        for (; key < span->ends[v]; key += PRODUCT_LINES) {
+            product.a = work->keys + key * work->channels;
+            product.b = q + v * HALF_LANES;
+            product.c = work->scores + key * BLOCK_ROWS + v * HALF_LANES;
             half_multiply(&product, span->vecs - v);
         }
-    }
 }
 
 /* The keys of the tile that each row of a vector sees. */
@@ -325,23 +318,24 @@ static void join_tile(row_block *block, int32_t vecs)
     block->rescales = moved != 0;
 }
 
-/* V^T P^T of 8 channels, from `channel` on. */
+/*
+ * V^T P^T of 8 channels, from `channel` on. Vectors that end early take part up to the end of the
+ * piece, where weights are 0, and have their sum then; the others' go on.
+ */
 static void sum_values(const workspace *work, int32_t channel, const block_span *span,
                        _Float16 *sums)
 {
-    int32_t v = span->begin;
-    for (int32_t key = span->first; key < span->last; key += KEYS_AT_ONCE) {
-        while (span->ends[v] <= key)
-            v++;
-        const int32_t left = span->last - key;
-        half_product product = {.a = work->values + key * work->channels + channel,
-                                .line = 1,
-                                .step = work->channels,
-                                .b = work->scores + key * BLOCK_ROWS + v * HALF_LANES,
-                                .c = sums + v * HALF_LANES,
-                                .depth = left < KEYS_AT_ONCE ? left : KEYS_AT_ONCE,
-                                .add = key > span->first};
+    half_product product = {.line = 1, .step = work->channels, .piece = KEYS_AT_ONCE};
+    for (int32_t v = span->begin, key = span->first; v < span->vecs; v++) {
+        const int32_t end = product_end(span, span->ends[v]);
+        if (key >= end) continue;
+        product.a = work->values + key * work->channels + channel;
+        product.b = work->scores + key * BLOCK_ROWS + v * HALF_LANES;
+        product.c = sums + v * HALF_LANES;
+        product.depth = end - key;
+        product.add = key > span->first;
         half_multiply(&product, span->vecs - v);
+        key = end;
     }
 }
 

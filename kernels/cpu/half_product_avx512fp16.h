@@ -27,7 +27,7 @@ typedef struct half_product {
     ptrdiff_t line, step; /* in elements */
     const _Float16 *b;    /* [depth][BLOCK_ROWS] */
     _Float16 *c;          /* [8][BLOCK_ROWS] */
-    int64_t depth;        /* >= 1 */
+    int64_t depth, piece; /* >= 1: what is added up is products of `piece` steps or less */
     bool add;             /* C += A B instead of C = A B */
 } half_product;
 
@@ -58,36 +58,55 @@ typedef struct half_product {
                             EACH_##vecs(f, 21, 22, 23, "1344", "1408", "1472")
 
 /* Lines 0, 1, 2, 4 of A are reached from a0, lines 3, 5, 7 from a3 and line 6 from a6. */
+/* clang-format off */
 #define DEFINE_PRODUCT(vecs)                                                                       \
     static inline void half_multiply_##vecs(const half_product *p)                                 \
     {                                                                                              \
         const uint32_t *a0 = p->a, *a3 = a0 + 3 * p->line, *a6 = a0 + 6 * p->line;                 \
         const _Float16 *b = p->b;                                                                  \
-        int64_t left = p->depth;                                                                   \
+        int64_t left = p->depth, n;                                                                \
+        int add = p->add;                                                                             \
         __asm__ volatile(                                                                          \
-            ALL(vecs, ZERO_AT) "1:\n\t" LOAD_##vecs /**/                                           \
-                LINE_##vecs("(%[a0])", 27, 0, 1, 2) LINE_##vecs("(%[a0],%[line])", 28, 3, 4, 5)    \
-                    LINE_##vecs("(%[a0],%[line],2)", 29, 6, 7, 8) LINE_##vecs(                     \
-                        "(%[a3])", 30, 9, 10, 11) LINE_##vecs("(%[a0],%[line],4)", 27, 12, 13, 14) \
-                        LINE_##vecs("(%[a3],%[line],2)", 28, 15, 16,                               \
-                                    17) LINE_##vecs("(%[a6])", 29, 18, 19, 20)                     \
-                            LINE_##vecs("(%[a3],%[line],4)", 30, 21, 22,                           \
-                                        23) "add %[step], %[a0]\n\t"                               \
-                                            "add %[step], %[a3]\n\t"                               \
-                                            "add %[step], %[a6]\n\t"                               \
-                                            "add $192, %[b]\n\t"                                   \
-                                            "dec %[left]\n\t"                                      \
-                                            "jnz 1b\n\t"                                           \
-                                            "test %[add], %[add]\n\t"                              \
-                                            "jz 2f\n\t" ALL(vecs, ADD) "2:\n\t" ALL(vecs, STORE)   \
-            : [a0] "+r"(a0), [a3] "+r"(a3), [a6] "+r"(a6), [b] "+r"(b), [left] "+r"(left)          \
+            "1:\n\t"                                                                               \
+            "mov %[piece], %[n]\n\t"                                                               \
+            "cmp %[n], %[left]\n\t"                                                                \
+            "cmovl %[left], %[n]\n\t"                                                              \
+            "sub %[n], %[left]\n\t"                                                                \
+            ALL(vecs, ZERO_AT)                                                                     \
+            "2:\n\t"                                                                               \
+            LOAD_##vecs                                                                            \
+            LINE_##vecs("(%[a0])", 27, 0, 1, 2)                                                    \
+            LINE_##vecs("(%[a0],%[line])", 28, 3, 4, 5)                                            \
+            LINE_##vecs("(%[a0],%[line],2)", 29, 6, 7, 8)                                          \
+            LINE_##vecs("(%[a3])", 30, 9, 10, 11)                                                  \
+            LINE_##vecs("(%[a0],%[line],4)", 27, 12, 13, 14)                                       \
+            LINE_##vecs("(%[a3],%[line],2)", 28, 15, 16, 17)                                       \
+            LINE_##vecs("(%[a6])", 29, 18, 19, 20)                                                 \
+            LINE_##vecs("(%[a3],%[line],4)", 30, 21, 22, 23)                                       \
+            "add %[step], %[a0]\n\t"                                                               \
+            "add %[step], %[a3]\n\t"                                                               \
+            "add %[step], %[a6]\n\t"                                                               \
+            "add $192, %[b]\n\t"                                                                   \
+            "dec %[n]\n\t"                                                                         \
+            "jnz 2b\n\t"                                                                           \
+            "test %[add], %[add]\n\t"                                                              \
+            "jz 3f\n\t"                                                                            \
+            ALL(vecs, ADD)                                                                         \
+            "3:\n\t"                                                                               \
+            ALL(vecs, STORE)                                                                       \
+            "mov $1, %[add]\n\t"                                                                   \
+            "test %[left], %[left]\n\t"                                                            \
+            "jnz 1b\n\t"                                                                           \
+            : [a0] "+r"(a0), [a3] "+r"(a3), [a6] "+r"(a6), [b] "+r"(b), [left] "+r"(left),         \
+              [add] "+r"(add), [n] "=&r"(n)                                                        \
             : [line] "r"(p->line * 4), [step] "r"(p->step * 4), [c] "r"(p->c),                     \
-              [add] "r"((int)p->add)                                                               \
+              [piece] "rm"(p->piece)                                                               \
             : "cc", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",      \
               "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm16",       \
               "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25",     \
               "xmm26", "xmm27", "xmm28", "xmm29", "xmm30");                                        \
     }
+/* clang-format on */
 
 #define ZERO_AT(n, at) ZERO(n)
 DEFINE_PRODUCT(1)
