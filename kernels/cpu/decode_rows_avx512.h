@@ -51,9 +51,12 @@ typedef struct code_rows {
     __m512i levels; /* what nibbles stand for; see integer_decode_load_avx512vnni.h */
 } code_rows;
 
-/* Where the rows of a tile lie: row j at slot[j]. Rows past the sequence repeat its last. */
+/*
+ * Where the rows of a tile lie, of K and of V: row j at codes + at[j]. Rows past the sequence
+ * repeat its last.
+ */
 typedef struct tile_rows {
-    ALIGNED int64_t slot[DECODE_TILE];
+    ALIGNED int64_t at[DECODE_TILE];
 } tile_rows;
 
 static inline code_rows rows_of(const hr_kernel_operand *operand, size_t row_bytes)
@@ -67,21 +70,23 @@ static inline code_rows rows_of(const hr_kernel_operand *operand, size_t row_byt
 }
 
 /* The tile's keys [first, first + count), page run by page run. */
-static inline void find_rows(const hr_kernel_operand *operand, int64_t first, int32_t count,
-                             tile_rows *out)
+static inline void find_rows(const code_rows *rows, int64_t first, int32_t count, tile_rows *out)
 {
-    const __m512i eight = _mm512_set1_epi64(8);
+    const hr_kernel_operand *operand = rows->operand;
+    const __m512i eight = _mm512_set1_epi64(8 * (int64_t)rows->row_bytes);
+    const __m512i bytes = _mm512_set1_epi64((int64_t)rows->row_bytes);
+    const __m512i begin = _mm512_mullo_epi64(bytes, _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
     int32_t j = 0, run;
     for (; j < count; j += run) {
         run = hr_kernel_run(operand, first + j, count - j);
-        __m512i slot = _mm512_add_epi64(_mm512_set1_epi64(hr_kernel_slot(operand, first + j)),
-                                        _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
-        for (int32_t i = 0; i < run; i += 8, slot = _mm512_add_epi64(slot, eight))
-            _mm512_mask_storeu_epi64(out->slot + j + i,
-                                     (__mmask8)(run - i < 8 ? (1 << (run - i)) - 1 : 0xff), slot);
+        const int64_t slot = hr_kernel_slot(operand, first + j);
+        __m512i at = _mm512_add_epi64(_mm512_set1_epi64(slot * (int64_t)rows->row_bytes), begin);
+        for (int32_t i = 0; i < run; i += 8, at = _mm512_add_epi64(at, eight))
+            _mm512_mask_storeu_epi64(out->at + j + i,
+                                     (__mmask8)(run - i < 8 ? (1 << (run - i)) - 1 : 0xff), at);
     }
     for (; j < DECODE_TILE; j++)
-        out->slot[j] = out->slot[count - 1];
+        out->at[j] = out->at[count - 1];
 }
 
 /* 64 bytes of a row, zeros past its end. */
@@ -97,7 +102,7 @@ DECODE_INLINE void four_rows(const code_rows *rows, const tile_rows *tile, int32
 {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
-        row[i] = rows->codes + (size_t)tile->slot[key + i] * rows->row_bytes;
+        row[i] = rows->codes + tile->at[key + i];
 }
 
 /* v[i] dword k of a lane <-> v[k] dword i of the lane. */
@@ -121,17 +126,18 @@ typedef struct prefetcher {
     int32_t share;  /* 1/4096 pairs a step of cost 1 */
 } prefetcher;
 
-DECODE_INLINE void prefetch_row(const code_rows *rows, int64_t slot)
+DECODE_INLINE void prefetch_row(const code_rows *rows, int64_t at)
 {
-    const char *row = (const char *)rows->codes + (size_t)slot * rows->row_bytes;
+    const char *row = (const char *)rows->codes + at;
     for (int32_t part = 0; part < rows->parts; part++)
         _mm_prefetch(row + part * PART, _MM_HINT_T1);
 }
 
 /* The scales and zero points of 16 keys. */
-DECODE_INLINE void prefetch_scales(const code_rows *rows, int64_t slot)
+DECODE_INLINE void prefetch_scales(const code_rows *rows, int64_t at)
 {
     const hr_kernel_operand *operand = rows->operand;
+    const int64_t slot = at / (int64_t)rows->row_bytes;
     if (operand->granularity != HR_GRANULARITY_TOKEN) return;
     _mm_prefetch((const char *)(operand->scale + slot), _MM_HINT_T1);
     if (operand->zero_point) _mm_prefetch((const char *)(operand->zero_point + slot), _MM_HINT_T1);
@@ -142,13 +148,12 @@ DECODE_INLINE void prefetch_rows(prefetcher *p, const code_rows *k, const code_r
 {
     enum { PLACE = DECODE_TILE / PREFETCH_PLACES };
     const uint32_t turn = (uint32_t)p->done++;
-    const int64_t *slot = p->next->slot + turn % 2 * 2 * PLACE + turn / 2 % PLACE;
-    prefetch_row(k, slot[0]);
-    prefetch_row(v, slot[0]);
-    prefetch_row(k, slot[PLACE]);
-    prefetch_row(v, slot[PLACE]);
-    if (turn % 4 == 0)
-        prefetch_scales(turn % 8 ? v : k, p->next->slot[turn / 8 * 16 % DECODE_TILE]);
+    const int64_t *at = p->next->at + turn % 2 * 2 * PLACE + turn / 2 % PLACE;
+    prefetch_row(k, at[0]);
+    prefetch_row(v, at[0]);
+    prefetch_row(k, at[PLACE]);
+    prefetch_row(v, at[PLACE]);
+    if (turn % 4 == 0) prefetch_scales(turn % 8 ? v : k, p->next->at[turn / 8 * 16 % DECODE_TILE]);
 }
 
 /*
@@ -159,14 +164,14 @@ DECODE_INLINE void prefetch_near(const code_rows *rows, const tile_rows *tile, i
                                  const code_rows *then, const tile_rows *then_tile)
 {
     const int32_t near = NEAR_BYTES / (rows->parts * PART) / 4 * 4;
-    const int64_t *slot = tile->slot + key + near;
+    const int64_t *at = tile->at + key + near;
     if (key + near >= DECODE_TILE) {
         rows = then;
-        slot = then_tile->slot + (key + near - DECODE_TILE);
+        at = then_tile->at + (key + near - DECODE_TILE);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
-        const char *row = (const char *)rows->codes + (size_t)slot[i] * rows->row_bytes;
+        const char *row = (const char *)rows->codes + at[i];
         for (int32_t part = 0; part < rows->parts; part++)
             _mm_prefetch(row + part * PART, _MM_HINT_T0);
     }
@@ -193,22 +198,22 @@ typedef struct tile_walk {
  * Moves to the tile of keys [first, first + count) and plans the prefetching of the next; `cost` is
  * what the tile's steps will add up to.
  */
-static inline void walk_to(tile_walk *walk, const hr_kernel_args *args, int32_t first,
-                           int32_t count, int32_t cost)
+static inline void walk_to(tile_walk *walk, const hr_kernel_args *args, const code_rows *rows,
+                           int32_t first, int32_t count, int32_t cost)
 {
     if (walk->found == first && count == DECODE_TILE) {
         walk->tile = walk->ahead.next;
     } else {
         walk->tile = &walk->place[0];
-        find_rows(&args->k, first, count, walk->tile);
+        find_rows(rows, first, count, walk->tile);
     }
     const int32_t next = first + DECODE_TILE, left = args->seqlen_kv - next;
     tile_rows *place = &walk->place[walk->tile == &walk->place[0]];
     /* Rows in one piece go on after the sequence: with those of the next task, as a rule. */
     if (!args->k.pages || left >= DECODE_TILE)
-        find_rows(&args->k, next, DECODE_TILE, place);
+        find_rows(rows, next, DECODE_TILE, place);
     else if (left > 0)
-        find_rows(&args->k, next, left, place);
+        find_rows(rows, next, left, place);
     else
         *place = *walk->tile;
     walk->found = next;

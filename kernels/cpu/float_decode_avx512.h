@@ -152,7 +152,7 @@ static inline uint32_t code_at(const code_rows *rows, const tile_rows *tile, int
                                int32_t channel)
 {
     uint16_t code = 0;
-    const uint8_t *row = rows->codes + (size_t)tile->slot[key] * rows->row_bytes;
+    const uint8_t *row = rows->codes + tile->at[key];
     memcpy(&code, row + channel * CODE_BYTES, CODE_BYTES);
     return code;
 }
@@ -339,7 +339,7 @@ DECODE_INLINE void decode_range(float_decode *s, const hr_kernel_range *range, c
         s->count = left < DECODE_TILE ? left : DECODE_TILE;
         s->from = range->begin > s->first ? (range->begin - s->first) / 64 * 64 : 0;
         s->end = end < s->count ? end : s->count;
-        walk_to(&s->walk, s->args, s->first, s->count, tile_cost(s));
+        walk_to(&s->walk, s->args, k, s->first, s->count, tile_cost(s));
         decode_tile(s, k, v);
     }
 }

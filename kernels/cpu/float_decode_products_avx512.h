@@ -221,7 +221,7 @@ DECODE_INLINE void load_values_block(float_decode *s, const code_rows *k, const 
 {
     __m512i seen = s->seen_v;
     for (int32_t i = 0; i < count; i++) {
-        const uint8_t *row = v->codes + (size_t)s->walk.tile->slot[key + i] * v->row_bytes;
+        const uint8_t *row = v->codes + s->walk.tile->at[key + i];
         if (i % 4 == 0) prefetch_near(v, s->walk.tile, key + i, k, s->walk.ahead.next);
         for (int32_t part = 0; part < v->parts; part++) {
             const __m512i raw = load_part(v, row, part);

@@ -25,21 +25,6 @@ static inline size_t integer_decode_scratch(int32_t head_dim)
     return sizeof(decode_state) + DECODE_ROWS * vectors * 3 * sizeof(__m512i);
 }
 
-/*
- * What the steps of a tile cost, in quarters of a cycle, so that prefetches are spread evenly: per
- * vector of codes loaded, per vector multiplied for a row, and per row of softmax. A step of few
- * rows costs what its lines take to come from memory. Preparing a tile costs six times what stands
- * here, but the prefetches of more lines at once would keep its loads waiting.
- */
-enum {
-    LOAD_COST = 8,
-    MULTIPLY_COST = 2,
-    SOFTMAX_COST = 800,
-    PREPARE_COST = 500,
-    LINE_COST = 48,
-    FEW_STEPS = 2 * DECODE_TILE / 4
-};
-
 /* What the whole tile costs; sets step_cost. */
 static int32_t tile_cost(decode_state *s, int32_t parts)
 {
@@ -76,66 +61,121 @@ INLINE __mmask16 visible_keys(const decode_state *s, int32_t row, int32_t key)
     return (__mmask16)(from & to);
 }
 
-/* y of 16 keys of a row; +inf for those not seen. `values`: with V's scales. */
-INLINE __m512 logits_of(const decode_state *s, int32_t row, int32_t key, bool values, bool masked)
+/*
+ * y of 16 keys of a row; +inf for those not seen. `values`: with V's scales. `a` is the row's in
+ * all elements.
+ */
+INLINE __m512 logits_of(const decode_state *s, int32_t row, uint32_t key, __m512 a, bool values,
+                        bool masked)
 {
     const tile_columns *c = &s->columns[key / HR_MICRO_COLUMNS];
-    const int32_t at = key % HR_MICRO_COLUMNS;
+    const uint32_t at = key % HR_MICRO_COLUMNS;
     __m512 y = _mm512_fmadd_ps(_mm512_load_ps(s->x[row] + key), _mm512_load_ps(c->k + at),
                                _mm512_load_ps(c->k_magic + at));
-    y = _mm512_fnmadd_ps(y, _mm512_set1_ps(s->a[row]),
+    y = _mm512_fnmadd_ps(y, a,
                          values ? _mm512_load_ps(c->u + at) : _mm512_set1_ps(HR_INTEGER_OFFSET));
-    if (masked) y = _mm512_mask_mov_ps(_mm512_set1_ps(INFINITY), visible_keys(s, row, key), y);
+    if (masked)
+        y = _mm512_mask_mov_ps(_mm512_set1_ps(INFINITY), visible_keys(s, row, (int32_t)key), y);
     return y;
 }
 
 /* round16 of 32 keys' y - n, packed. */
-INLINE __m512i round_logits(const decode_state *s, int32_t row, int32_t key, __m512 n, bool masked)
+INLINE __m512i round_logits(const decode_state *s, int32_t row, uint32_t key, __m512 a, __m512 n,
+                            bool masked)
 {
-    return pack_logits(logits_of(s, row, key, true, masked),
-                       logits_of(s, row, key + 16, true, masked), n);
+    return pack_logits(logits_of(s, row, key, a, true, masked),
+                       logits_of(s, row, key + 16, a, true, masked), n);
 }
 
 /* Step 3 for a row whose N leaves int16; returns n. */
 static float remake_logits(decode_state *s, int32_t row, bool masked)
 {
+    const __m512 a = _mm512_set1_ps(s->a[row]);
+    const uint32_t from = (uint32_t)s->from, to = (uint32_t)s->to;
     __m512 least = _mm512_set1_ps(INFINITY);
-    for (int32_t j = s->from; j < s->to; j += 16)
-        least = _mm512_min_ps(least, logits_of(s, row, j, true, masked));
+    for (uint32_t j = from; j < to; j += 16)
+        least = _mm512_min_ps(least, logits_of(s, row, j, a, true, masked));
     const float n = _mm512_reduce_min_ps(least);
-    for (int32_t j = s->from; j < s->to; j += 32)
-        _mm512_store_si512(s->y[row] + j, round_logits(s, row, j, _mm512_set1_ps(n), masked));
+    for (uint32_t j = from; j < to; j += 32)
+        _mm512_store_si512(s->y[row] + j, round_logits(s, row, j, a, _mm512_set1_ps(n), masked));
     return n;
 }
 
-/* The least of 32 words. */
-INLINE uint16_t least_word(__m512i v)
+/* The least of 32 words in the lowest of a vector, above it something else. */
+INLINE __m128i least_word(__m512i v)
 {
     __m256i half = _mm256_min_epu16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
     __m128i quarter =
         _mm_min_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    return (uint16_t)_mm_cvtsi128_si32(_mm_minpos_epu16(quarter));
+    return _mm_minpos_epu16(quarter);
 }
 
-/* Step 3 for one row. */
-static void make_logits(decode_state *s, int32_t row)
+/* True when each row sees the whole tile. */
+static bool sees_all(const decode_state *s)
 {
-    const bool masked = s->lo[row] > s->first || s->hi[row] < s->first + DECODE_TILE;
-    const int32_t begin = s->lo[row] > s->first ? s->lo[row] : s->first;
-    const int32_t end = s->hi[row] < s->first + DECODE_TILE ? s->hi[row] : s->first + DECODE_TILE;
-    __m512i least = _mm512_set1_epi16(-1);
-    for (int32_t j = s->from; j < s->to; j += 32) {
-        __m512i y = round_logits(s, row, j, _mm512_setzero_ps(), masked);
-        least = _mm512_min_epu16(least, y);
-        _mm512_store_si512(s->y[row] + j, y);
+    bool all = s->from == 0 && s->to == DECODE_TILE;
+    for (int32_t row = 0; row < s->rows; row++)
+        all = all && s->lo[row] <= s->first && s->hi[row] >= s->first + DECODE_TILE;
+    return all;
+}
+
+/*
+ * Step 3 but N for some rows, side by side because each is a chain: their least Y to n[row % 16].
+ * rows and masked are constants.
+ */
+INLINE void make_logits(decode_state *s, const code_rows *k, const code_rows *v, int32_t row,
+                        int rows, bool masked, __m512i *n)
+{
+    const uint32_t from = masked ? (uint32_t)s->from : 0;
+    const uint32_t to = masked ? (uint32_t)s->to : DECODE_TILE;
+    __m512i least[4];
+    __m512 a[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        least[r] = _mm512_set1_epi16(-1);
+        a[r] = _mm512_set1_ps(s->a[row + r]);
     }
-    s->least[row] = least_word(least);
-    s->largest[row] = begin < end ? HR_INTEGER_OFFSET - (float)s->least[row] : -INFINITY;
-    if (begin >= end || (s->least[row] >= 1 && s->least[row] <= HR_INTEGER_MAX_LEAST &&
-                         s->a[row] < HR_INTEGER_MAX_DIRECT))
-        return;
-    s->largest[row] = HR_INTEGER_OFFSET - remake_logits(s, row, masked);
-    s->least[row] = 0;
+    for (uint32_t j = from; j < to; j += 32) {
+        prefetch_share(&s->walk.ahead, k, v, SOFTMAX_COST / 16 * rows);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            __m512i y = round_logits(s, row + r, j, a[r], _mm512_setzero_ps(), masked);
+            least[r] = _mm512_min_epu16(least[r], y);
+            _mm512_store_si512(s->y[row + r] + j, y);
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+        *n = _mm512_mask_broadcastd_epi32(*n, (__mmask16)(1 << ((row + r) % 16)),
+                                          least_word(least[r]));
+}
+
+/*
+ * N and M of 16 rows from `row` on, of their least Y, which are the low words of n. They stay in
+ * vectors: to load one that was stored number by number waits until all of them are in the cache.
+ */
+static void finish_logits(decode_state *s, int32_t row, __m512i n)
+{
+    const int32_t left = s->rows - row, end = s->first + DECODE_TILE;
+    const __mmask16 rows = left >= 16 ? 0xffff : (__mmask16)((1 << left) - 1);
+    const __m512i first = _mm512_set1_epi32(s->first), last = _mm512_set1_epi32(end);
+    const __m512i lo = _mm512_max_epi32(_mm512_load_si512(s->lo + row), first);
+    const __m512i hi = _mm512_min_epi32(_mm512_load_si512(s->hi + row), last);
+    const __mmask16 seen = _mm512_mask_cmplt_epi32_mask(rows, lo, hi);
+    const __m512 a = _mm512_load_ps(s->a + row);
+    n = _mm512_and_si512(n, _mm512_set1_epi32(0xffff));
+    const __m512 max_a = _mm512_set1_ps(HR_INTEGER_MAX_DIRECT);
+    const __mmask16 fits = _mm512_cmple_epu32_mask(_mm512_sub_epi32(n, _mm512_set1_epi32(1)),
+                                                   _mm512_set1_epi32(HR_INTEGER_MAX_LEAST - 1)) &
+                           _mm512_cmp_ps_mask(a, max_a, _CMP_LT_OQ);
+    const __m512 m = _mm512_sub_ps(_mm512_set1_ps(HR_INTEGER_OFFSET), _mm512_cvtepi32_ps(n));
+    _mm512_store_si512(s->least + row, n);
+    _mm512_store_ps(s->largest + row, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), seen, m));
+    for (uint32_t bad = (uint32_t)(seen & ~fits); bad; bad &= bad - 1) {
+        const int32_t r = row + __builtin_ctz(bad);
+        s->largest[r] = HR_INTEGER_OFFSET - remake_logits(s, r, true);
+        s->least[r] = 0;
+    }
 }
 
 /* The sums of step 4 for a row of a tile that is neither even nor wide; what multiplies them in l.
@@ -143,49 +183,66 @@ static void make_logits(decode_state *s, int32_t row)
 static __m512 sum_uneven_row(const decode_state *s, int32_t row, __m512 *factor)
 {
     ALIGNED float x[DECODE_TILE];
+    const __m512 a = _mm512_set1_ps(s->a[row]);
     for (int32_t j = s->from; j < s->to; j += 16)
-        _mm512_store_ps(x + j, logits_of(s, row, j, false, true));
+        _mm512_store_ps(x + j, logits_of(s, row, (uint32_t)j, a, false, true));
     return sum_uneven(x, s->from, s->to, s->m[row], factor);
 }
 
 /*
- * Step 4 for one row: P in 4 blocks of 64 keys, dword 4 L + i of a block its keys 16 i + 4 L. Keys
- * that are not seen are 65535 in y and have no weight.
+ * Step 4 for some rows: P in 4 blocks of 64 keys, dword 4 L + i of a block its keys 16 i + 4 L.
+ * Keys that are not seen are 65535 in y and have no weight. All but s and row are constants.
  */
-INLINE void make_row_weights(decode_state *s, int32_t row, bool wide, bool half)
+INLINE void make_row_weights(decode_state *s, const code_rows *k, const code_rows *v, int32_t row,
+                             int rows, bool wide, bool half)
 {
     const weight_constants c = load_weight_constants();
-    const __m512i top = _mm512_set1_epi16((int16_t)(HR_INTEGER_TOP + s->least[row]));
-    __m512i sum = _mm512_setzero_si512(), rest = _mm512_setzero_si512();
-    for (int32_t j = s->from; j < s->to; j += 64) {
-        const tile_columns *columns = &s->columns[j / HR_MICRO_COLUMNS];
-        __m512i e[2];
-        for (int i = 0; i < 2; i++)
-            e[i] = _mm512_subs_epu16(top, _mm512_load_si512(s->y[row] + j + 32 * i));
-        weights_of(e, 2, &c, half);
-#pragma GCC unroll 2
-        for (int i = 0; i < 2; i++) {
-            add_weights(&sum, e[i], _mm512_load_si512(columns->sum + 32 * i));
-            if (wide) add_weights(&rest, e[i], _mm512_load_si512(columns->rest + 32 * i));
-        }
-        _mm512_store_si512(s->p[row] + j, pack_weights(e[0], e[1], &c));
+    __m512i sum[4], rest[4], top[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        top[r] = _mm512_set1_epi16((int16_t)(HR_INTEGER_TOP + s->least[row + r]));
+        sum[r] = rest[r] = _mm512_setzero_si512();
     }
-    __m512 total = wide ? join_sums(sum, rest) : _mm512_cvtepi32_ps(sum);
-    __m512 factor = _mm512_set1_ps(s->beta[row]);
-    if (!s->exponents.even && !s->exponents.wide && s->largest[row] > -INFINITY)
-        total = sum_uneven_row(s, row, &factor);
-    const __m512 old = _mm512_mul_ps(_mm512_load_ps(s->l[row]), _mm512_set1_ps(s->alpha[row]));
-    _mm512_store_ps(s->l[row], _mm512_fmadd_ps(total, factor, old));
+    for (uint32_t j = (uint32_t)s->from; j < (uint32_t)s->to; j += 64) {
+        const tile_columns *columns = &s->columns[j / HR_MICRO_COLUMNS];
+        __m512i e[8];
+        prefetch_share(&s->walk.ahead, k, v, SOFTMAX_COST / 8 * rows);
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * rows; i++)
+            e[i] = _mm512_subs_epu16(
+                top[i / 2], _mm512_load_si512(s->y[row + i / 2] + j + (uint32_t)i % 2 * 32));
+        weights_of(e, 2 * rows, &c, half);
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * rows; i++) {
+            const int at = i % 2 * 32;
+            add_weights(&sum[i / 2], e[i], _mm512_load_si512(columns->sum + at));
+            if (wide) add_weights(&rest[i / 2], e[i], _mm512_load_si512(columns->rest + at));
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+            _mm512_store_si512(s->p[row + r] + j, pack_weights(e[2 * r], e[2 * r + 1], &c));
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        __m512 total = wide ? join_sums(sum[r], rest[r]) : _mm512_cvtepi32_ps(sum[r]);
+        __m512 factor = _mm512_set1_ps(s->beta[row + r]);
+        if (!s->exponents.even && !wide && s->largest[row + r] > -INFINITY)
+            total = sum_uneven_row(s, row + r, &factor);
+        const __m512 old =
+            _mm512_mul_ps(_mm512_load_ps(s->l[row + r]), _mm512_set1_ps(s->alpha[row + r]));
+        _mm512_store_ps(s->l[row + r], _mm512_fmadd_ps(total, factor, old));
+    }
 }
 
-static void make_weights(decode_state *s, int32_t row)
+INLINE void make_weights(decode_state *s, const code_rows *k, const code_rows *v, int32_t row,
+                         int rows)
 {
     if (!s->half)
-        make_row_weights(s, row, s->exponents.wide, false);
+        make_row_weights(s, k, v, row, rows, s->exponents.wide, false);
     else if (s->exponents.wide)
-        make_row_weights(s, row, true, true);
+        make_row_weights(s, k, v, row, rows, true, true);
     else
-        make_row_weights(s, row, false, true);
+        make_row_weights(s, k, v, row, rows, false, true);
 }
 
 /* Step 6 for O. */
@@ -207,17 +264,30 @@ static void add_outputs(decode_state *s)
 /* Steps 3, 4 and 6 but O. */
 static void update_softmax(decode_state *s, const code_rows *k, const code_rows *v)
 {
-    for (int32_t row = 0; row < s->rows; row++) {
-        prefetch_share(&s->walk.ahead, k, v, SOFTMAX_COST / 2);
-        make_logits(s, row);
+    const bool masked = !sees_all(s);
+    __m512i n = _mm512_setzero_si512();
+    for (int32_t row = 0, rows; row < s->rows; row += rows) {
+        rows = s->rows - row >= 4 ? 4 : 1;
+        if (masked)
+            for (int32_t r = row; r < row + rows; r++)
+                make_logits(s, k, v, r, 1, true, &n);
+        else if (rows == 4)
+            make_logits(s, k, v, row, 4, false, &n);
+        else
+            make_logits(s, k, v, row, 1, false, &n);
+        if (row + rows == s->rows || (row + rows) % 16 == 0)
+            finish_logits(s, (row + rows - 1) / 16 * 16, n);
     }
     for (int32_t row = 0; row < s->rows; row += 16)
         join_tile(&s->exponents, _mm512_load_ps(s->largest + row),
                   (row_scalars){s->m + row, s->e + row, s->alpha + row, s->beta + row,
                                 s->alpha_o + row, s->beta_o + row});
-    for (int32_t row = 0; row < s->rows; row++) {
-        prefetch_share(&s->walk.ahead, k, v, SOFTMAX_COST / 2);
-        make_weights(s, row);
+    for (int32_t row = 0, rows; row < s->rows; row += rows) {
+        rows = s->rows - row >= 4 ? 4 : 1;
+        if (rows == 4)
+            make_weights(s, k, v, row, 4);
+        else
+            make_weights(s, k, v, row, 1);
     }
 }
 
@@ -240,7 +310,6 @@ INLINE void decode_many(decode_state *s, const code_rows *k, const code_rows *v,
 {
     const int32_t vectors = s->vectors;
     for (int32_t key = s->from; key < s->end; key += KEY_STEP) {
-        prefetch_share(&s->walk.ahead, k, v, KEY_STEP / 4 * vectors * LOAD_COST);
         load_keys(s, k, v, key, kind);
         for (int32_t row = 0, rows; row < s->rows; row += rows) {
             rows = s->rows - row >= 4 ? 4 : s->rows - row >= 2 ? 2 : 1;
@@ -257,7 +326,6 @@ INLINE void decode_many(decode_state *s, const code_rows *k, const code_rows *v,
     for (int32_t key = s->from; key < s->end; key += VALUE_STEP) {
         const int32_t left = (s->end - key + 3) / 4;
         const int32_t quads = left < VALUE_STEP / 4 ? left : VALUE_STEP / 4;
-        prefetch_share(&s->walk.ahead, k, v, quads * vectors * LOAD_COST);
         load_values(s, k, v, key, quads, kind);
         for (int32_t vector = 0; vector < vectors; vector += 4)
             for (int32_t row = 0, rows; row < s->rows; row += rows) {
@@ -357,7 +425,7 @@ INLINE void decode_range(decode_state *s, const hr_kernel_range *range, const co
         s->from = range->begin > s->first ? (range->begin - s->first) / 64 * 64 : 0;
         s->to = end < DECODE_TILE ? (end + 63) / 64 * 64 : DECODE_TILE;
         s->end = s->count < s->to ? s->count : s->to;
-        walk_to(&s->walk, s->args, s->first, s->count, tile_cost(s, k->parts));
+        walk_to(&s->walk, s->args, k, s->first, s->count, tile_cost(s, k->parts));
         decode_tile(s, k, v, kind);
     }
 }

@@ -8,6 +8,21 @@
 
 #include "integer_decode_load_avx512vnni.h"
 
+/*
+ * What the steps of a tile cost, in quarters of a cycle, so that prefetches are spread evenly: per
+ * vector of codes loaded, per vector multiplied for a row, and per row of softmax. A step of few
+ * rows costs what its lines take to come from memory. Preparing a tile costs six times what stands
+ * here, but the prefetches of more lines at once would keep its loads waiting.
+ */
+enum {
+    LOAD_COST = 8,
+    MULTIPLY_COST = 2,
+    SOFTMAX_COST = 800,
+    PREPARE_COST = 500,
+    LINE_COST = 48,
+    FEW_STEPS = 2 * DECODE_TILE / 4
+};
+
 typedef struct decode_state {
     ALIGNED float x[DECODE_ROWS][X_STRIDE]; /* the bits of 1.5 * 2^23 + S */
     /* Y of step 3, keys j and j + 16 packed together. */
@@ -15,7 +30,7 @@ typedef struct decode_state {
     ALIGNED uint8_t p[DECODE_ROWS][DECODE_TILE];
     ALIGNED float l[DECODE_ROWS][HR_INTEGER_LANES];
     ALIGNED float m[DECODE_ROWS], e[DECODE_ROWS], a[DECODE_ROWS], largest[DECODE_ROWS];
-    uint16_t least[DECODE_ROWS]; /* N */
+    ALIGNED int32_t least[DECODE_ROWS]; /* N */
     ALIGNED float alpha[DECODE_ROWS], beta[DECODE_ROWS];
     ALIGNED float alpha_o[DECODE_ROWS], beta_o[DECODE_ROWS];
     ALIGNED float k_scale[DECODE_TILE], v_scale[DECODE_TILE];
@@ -26,7 +41,7 @@ typedef struct decode_state {
     tile_walk walk;
     double factor[DECODE_ROWS];
     int32_t init[DECODE_ROWS]; /* bits of 1.5 * 2^23, less 128 times the sum of q */
-    int32_t lo[DECODE_ROWS], hi[DECODE_ROWS];
+    ALIGNED int32_t lo[DECODE_ROWS], hi[DECODE_ROWS]; /* keys a row sees of the range */
     const hr_kernel_args *args;
     int32_t rows;
     int32_t vectors;      /* that 4 tokens' codes fill, which is also the vectors of O */
@@ -128,6 +143,7 @@ INLINE void load_keys(decode_state *s, const code_rows *k, const code_rows *v, i
         const uint8_t *row[4];
         const __m512i zero = key_zeros(s->k_zero + key + 4 * g, kind);
         four_rows(k, s->walk.tile, key + 4 * g, row);
+        prefetch_share(&s->walk.ahead, k, v, s->vectors * LOAD_COST);
         prefetch_near(k, s->walk.tile, key + 4 * g, v, s->walk.tile);
         for (int32_t part = 0; part < k->parts; part++, out += 4 * planes) {
             __m512i codes[8];
@@ -238,6 +254,7 @@ INLINE void load_values(decode_state *s, const code_rows *k, const code_rows *v,
         const uint8_t *row[4];
         const __m512i zero = value_zeros(s->v_zero + key, kind);
         four_rows(v, s->walk.tile, key, row);
+        prefetch_share(&s->walk.ahead, k, v, s->vectors * LOAD_COST);
         prefetch_near(v, s->walk.tile, key, k, s->walk.ahead.next);
         for (int32_t part = 0; part < v->parts; part++, out += vectors) {
             __m512i codes[8];
