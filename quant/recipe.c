@@ -201,8 +201,9 @@ hr_status hr_recipe_check(hr_recipe *recipe)
         HR_TRY(check_scales(operand, "qkv"[i]));
     }
     hr_dtype p = recipe->p.dtype;
-    if (p != HR_DTYPE_F32 && p != HR_DTYPE_BF16 && p != HR_DTYPE_E4M3 && p != HR_DTYPE_U8)
-        return hr_fail(HR_ERROR_UNSUPPORTED, "p.dtype=%s: p takes f32, bf16, e4m3 or u8",
+    if (p != HR_DTYPE_F32 && p != HR_DTYPE_BF16 && p != HR_DTYPE_E4M3 && p != HR_DTYPE_U8 &&
+        p != HR_DTYPE_I16)
+        return hr_fail(HR_ERROR_UNSUPPORTED, "p.dtype=%s: p takes f32, bf16, e4m3, u8 or i16",
                        hr_dtype_name(p));
     recipe->p = (hr_operand_recipe){.dtype = p};
     if (recipe->residual < 0 || recipe->residual > HR_RESIDUAL_MAX ||

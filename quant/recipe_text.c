@@ -79,7 +79,7 @@ static bool parse_granularity(word value, hr_operand_recipe *operand)
 static hr_status bad_value(int field, word value)
 {
     static const char *const accepted[FIELDS] = {
-        "f32, f16, bf16, e4m3, e5m2, i8, i4, u4, c4; for p f32, bf16, e4m3, u8",
+        "f32, f16, bf16, e4m3, e5m2, i8, i4, u4, c4; for p f32, bf16, e4m3, u8, i16",
         "none, tensor, head, token, block<N>, channel, group<N>", "static, dynamic",
         "none, mean, hadamard, mean+hadamard"};
     return hr_fail(HR_ERROR_INVALID_ARGUMENT, "recipe: no %s '%.*s'; accepted: %s", fields[field],

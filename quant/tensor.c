@@ -15,7 +15,7 @@ static const struct {
     [HR_DTYPE_BF16] = {"bf16", 16}, [HR_DTYPE_E4M3] = {"e4m3", 8}, [HR_DTYPE_E5M2] = {"e5m2", 8},
     [HR_DTYPE_I8] = {"i8", 8},      [HR_DTYPE_U8] = {"u8", 8},     [HR_DTYPE_I4] = {"i4", 4},
     [HR_DTYPE_U4] = {"u4", 4},      [HR_DTYPE_C4] = {"c4", 4},     [HR_DTYPE_I32] = {"i32", 32},
-    [HR_DTYPE_I64] = {"i64", 64},
+    [HR_DTYPE_I64] = {"i64", 64},   [HR_DTYPE_I16] = {"i16", 16},
 };
 
 static int is_dtype(hr_dtype dtype)

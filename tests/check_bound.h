@@ -10,8 +10,8 @@
  *    n u sum |q_c k_c| <= n u |q| |k_j| (Higham 2002, 3.1; then Cauchy and Schwarz). Integer
  * products are exact: n = 0. Scales, log2(e), cap and bias are at most 16 more roundings of the
  * result: D_j = softmax_scale (n u |q| |k_j| + 16 u |q.k_j|) + 8 u softcap + 4 u |alibi term| The
- * integer kernels (P in U8) turn codes under group scales into fixed point; half a unit h of either
- * operand adds softmax_scale (h_q |k_j|_1 + h_k |q|_1 + head_dim h_q h_k).
+ * integer kernels (P in U8 or I16) turn codes under group scales into fixed point; half a unit h of
+ * either operand adds softmax_scale (h_q |k_j|_1 + h_k |q|_1 + head_dim h_q h_k).
  *    Hopper's tensor cores add E4M3 products in 14 bits (DeepSeek-V3 technical report, 2024,
  *    3.5.2): an instruction aligns its 32 products and the accumulator to the largest of them, of
  *    magnitude L, cuts each 13 bits below L's leading one, and its sum likewise. From operands:
@@ -26,8 +26,8 @@
  *        R_j = p_relative w_j + p_absolute M_t
  *    A format of b significant bits rounds by at most 2^-b of the value: 2^-8 for BF16, 2^-4 for
  *    E4M3. Below 2^-6 the step of E4M3 is 2^-9, with M_t at 448: 2^-10 / 448 absolute. U8 has M_t
- * at 255: 0.5 / 255 absolute. When V's token scales f_j are folded into P before it is rounded, M_t
- * = max w_j f_j and R_j is divided by f_j.
+ *    at 255: 0.5 / 255 absolute; I16 has it at 128 * 255. When V's token scales f_j are folded into
+ *    P before it is rounded, M_t = max w_j f_j and R_j is divided by f_j.
  * 4. Normalization. The sum of weights is taken before rounding, so its relative error is the mean
  *    of the E_j: T = sum w_j E_j + w_sink u (...) + 8 u. The integer kernels round weights to
  *    integers on a scale of 128 * 255 first: + 0.5 / (128 * 255) sum M_t / f_j.
@@ -93,14 +93,16 @@ static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *r
         model.p_absolute = model.half ? 0 : HALF_DECODE_P_ABSOLUTE;
         break;
     case HR_DTYPE_U8:
+    case HR_DTYPE_I16:
         /*
          * kernels/cpu/integer_softmax.h: a logit is rounded to 1/1024 octave, half a unit each for
          * the key and for the maximum; weights are good to HR_INTEGER_WEIGHT_ERROR and R_j to
-         * 2^-10. A weight is rounded to an integer on a scale of 128 * 255, then to U8.
+         * 2^-10. A weight is rounded to an integer on a scale of 128 * 255, then to U8 or not.
          */
         model.exp_error = HR_INTEGER_WEIGHT_ERROR + 0x1p-10 * HR_INTEGER_LN2 + 0x1p-10 + 1e-5;
-        model.p_absolute = (0.5 + 1.0 / 256) / 255;
         model.sum_absolute = 0.5 / 128 / 255;
+        model.p_absolute =
+            row->p_dtype == HR_DTYPE_U8 ? (0.5 + 1.0 / 256) / 255 : model.sum_absolute;
         model.tile_least = 0x1p-98; /* 2^-100, over weights that rounding may have made smaller */
         model.fold_v = true;
         if (groups) model.dot_terms = 4; /* code * (group scale / token scale) is rounded */

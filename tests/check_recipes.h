@@ -26,7 +26,7 @@ static inline bool same_dtypes(const hr_kernel_info *a, const hr_kernel_info *b)
 static inline bool is_integer(hr_dtype dtype)
 {
     return dtype == HR_DTYPE_I8 || dtype == HR_DTYPE_U8 || dtype == HR_DTYPE_I4 ||
-           dtype == HR_DTYPE_U4 || dtype == HR_DTYPE_C4;
+           dtype == HR_DTYPE_U4 || dtype == HR_DTYPE_C4 || dtype == HR_DTYPE_I16;
 }
 
 static inline hr_operand_recipe operand_recipe(hr_dtype dtype, int granularity)

@@ -22,7 +22,7 @@ MAX_DIMS = 4
 # hr_dtype in order (tensor.h): the name in a file and NumPy's type, where there is one
 DTYPES = [("F64", np.float64), ("F32", np.float32), ("F16", np.float16), ("BF16", None),
           ("F8_E4M3", None), ("F8_E5M2", None), ("I8", np.int8), ("U8", np.uint8), ("U8", None),
-          ("U8", None), ("U8", None), ("I32", np.int32), ("I64", np.int64)]
+          ("U8", None), ("U8", None), ("I16", np.int16), ("I32", np.int32), ("I64", np.int64)]
 I4 = 8  # the first of three nibble types
 
 

@@ -276,9 +276,9 @@ Test(format, largest_magnitudes)
                     {HR_DTYPE_E4M3, 448},  {HR_DTYPE_E5M2, 57344},
                     {HR_DTYPE_I8, 127},    {HR_DTYPE_U8, 255},
                     {HR_DTYPE_I4, 7},      {HR_DTYPE_U4, 15},
-                    {HR_DTYPE_C4, 127},    {HR_DTYPE_I32, 0},
-                    {HR_DTYPE_I64, 0},     {HR_DTYPE_COUNT, 0},
-                    {(hr_dtype)-1, 0}};
+                    {HR_DTYPE_C4, 127},    {HR_DTYPE_I16, 0},
+                    {HR_DTYPE_I32, 0},     {HR_DTYPE_I64, 0},
+                    {HR_DTYPE_COUNT, 0},   {(hr_dtype)-1, 0}};
     for (size_t i = 0; i < sizeof expected / sizeof expected[0]; i++)
         cr_expect_eq(hr_dtype_max(expected[i].dtype), expected[i].max);
 }
@@ -295,7 +295,7 @@ Test(format, bad_arguments_are_named)
     float y[4];
     uint8_t c[8];
     hr_status bad = HR_ERROR_INVALID_ARGUMENT;
-    expect_error(hr_encode(HR_DTYPE_COUNT, x, 4, 1, 0, c), bad, "encode: 13 is not an hr_dtype");
+    expect_error(hr_encode(HR_DTYPE_COUNT, x, 4, 1, 0, c), bad, "encode: 14 is not an hr_dtype");
     expect_error(hr_encode(HR_DTYPE_I32, x, 4, 1, 0, c), HR_ERROR_UNSUPPORTED,
                  "encode: i32 is not a coded format; formats: f16 bf16 e4m3 e5m2 i8 u8 i4 u4 c4");
     expect_error(hr_decode(HR_DTYPE_F32, c, 4, 1, 0, y), HR_ERROR_UNSUPPORTED,

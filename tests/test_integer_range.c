@@ -11,6 +11,7 @@
 
 /* No smoothing: the operands are made by hand. */
 #define INT8 "int8:k.transform=none"
+#define INT8_P16 "int8:k.transform=none,p.dtype=i16"
 
 static void fill_gaussian_scales(hr_packed *packed, float scale, float spread, uint64_t seed)
 {
@@ -52,6 +53,12 @@ Test(integer_range, every_head_dim)
         run_integer_case(&c);
         double error = error_of_o(&c);
         cr_expect(error <= 0.015, "head_dim %d: relative error %.4f", head_dim, error);
+        free_integer_case(&c);
+        /* Quantizing is not counted here: what is left is the error of the weights. */
+        make_random(&c, INT8_P16, 13, 333, head_dim);
+        run_integer_case(&c);
+        error = error_of_o(&c);
+        cr_expect(error <= 0.002, "head_dim %d, P in I16: relative error %.4f", head_dim, error);
         free_integer_case(&c);
     }
 }

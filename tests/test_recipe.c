@@ -121,6 +121,7 @@ Test(recipe, names_are_canonical)
                 "int8:qk.granularity=block64,v.granularity=block128");
     expect_name("fp8:qkv.scale=dynamic", "fp8:qkv.scale=dynamic");
     expect_name("int8:k.transform=none", "int8:k.transform=none");
+    expect_name("int8:p.dtype=i16,k.transform=mean", "int8:p.dtype=i16");
 }
 
 /* A random recipe; some break a rule (scales per channel of q or k, static u4). */
@@ -129,7 +130,8 @@ static hr_recipe random_recipe(uint64_t *seed)
     static const hr_dtype dtypes[] = {HR_DTYPE_F32,  HR_DTYPE_F16,  HR_DTYPE_BF16,
                                       HR_DTYPE_E4M3, HR_DTYPE_E5M2, HR_DTYPE_I8,
                                       HR_DTYPE_I4,   HR_DTYPE_U4,   HR_DTYPE_C4};
-    static const hr_dtype p[] = {HR_DTYPE_F32, HR_DTYPE_BF16, HR_DTYPE_E4M3, HR_DTYPE_U8};
+    static const hr_dtype p[] = {HR_DTYPE_F32, HR_DTYPE_BF16, HR_DTYPE_E4M3, HR_DTYPE_U8,
+                                 HR_DTYPE_I16};
     hr_recipe recipe;
     memset(&recipe, 0xa5, sizeof recipe);
     hr_operand_recipe *operands[] = {&recipe.q, &recipe.k, &recipe.v};
@@ -148,7 +150,7 @@ static hr_recipe random_recipe(uint64_t *seed)
     }
     uint64_t bits = random_bits(seed);
     recipe.residual = bits >> 60 ? 0 : 16 * (int32_t)(1 + (bits >> 20) % 4096);
-    recipe.p.dtype = p[bits % 4];
+    recipe.p.dtype = p[bits % 5];
     recipe.q.transform = bits >> 8 & HR_TRANSFORM_HADAMARD;
     recipe.k.transform = recipe.q.transform | (bits >> 16 & HR_TRANSFORM_MEAN);
     return recipe;
@@ -267,7 +269,7 @@ Test(recipe, malformed_text_is_named)
          "recipe: no field ' dtype'; accepted: dtype, granularity, scale, transform"},
         {"fp8:q.dtype=fp8", BAD,
          "recipe: no dtype 'fp8'; accepted: f32, f16, bf16, e4m3, e5m2, i8, i4, u4, c4; for p "
-         "f32, bf16, e4m3, u8"},
+         "f32, bf16, e4m3, u8, i16"},
         {"fp8:q.scale=fixed", BAD, "recipe: no scale 'fixed'; accepted: static, dynamic"},
         {"int8:k.transform=hadamard+mean", BAD,
          "recipe: no transform 'hadamard+mean'; accepted: none, mean, hadamard, mean+hadamard"},
@@ -284,7 +286,7 @@ Test(recipe, broken_rules_are_named)
          "recipe: p.granularity: p has only a dtype; the kernel chooses its scale"},
         {"fp8:qkvp.scale=static", BAD,
          "recipe: p.scale: p has only a dtype; the kernel chooses its scale"},
-        {"fp8:p.dtype=i8", BAD, "recipe: p.dtype=i8: p takes f32, bf16, e4m3 or u8"},
+        {"fp8:p.dtype=i8", BAD, "recipe: p.dtype=i8: p takes f32, bf16, e4m3, u8 or i16"},
         {"fp8:k.dtype=u8", BAD,
          "recipe: k.dtype=u8: q, k and v take f32, f16, bf16, e4m3, e5m2, i8, i4, u4 or c4"},
         {"fp8:v.dtype=f64", BAD,
@@ -354,7 +356,7 @@ Test(recipe, recipes_built_by_hand_keep_the_rules)
     recipe = parse("int8");
     recipe.p.dtype = (hr_dtype)99;
     expect_normalize_error(recipe, HR_ERROR_UNSUPPORTED,
-                           "recipe: p.dtype=unknown: p takes f32, bf16, e4m3 or u8");
+                           "recipe: p.dtype=unknown: p takes f32, bf16, e4m3, u8 or i16");
 }
 
 Test(recipe, granularities_have_names)

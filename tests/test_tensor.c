@@ -22,7 +22,7 @@ Test(dtype, an_unknown_name_lists_the_known_ones)
     hr_dtype dtype = HR_DTYPE_F32;
     cr_assert_eq(hr_dtype_parse("fp8", &dtype), HR_ERROR_NOT_FOUND);
     cr_expect_str_eq(hr_last_error(), "no dtype 'fp8'; accepted: f64, f32, f16, bf16, e4m3, e5m2, "
-                                      "i8, u8, i4, u4, c4, i32, i64");
+                                      "i8, u8, i4, u4, c4, i16, i32, i64");
     cr_expect_eq(dtype, HR_DTYPE_F32);
     cr_expect_eq(hr_dtype_parse(NULL, &dtype), HR_ERROR_INVALID_ARGUMENT);
     cr_expect_eq(hr_dtype_parse("f32", NULL), HR_ERROR_INVALID_ARGUMENT);
@@ -30,7 +30,7 @@ Test(dtype, an_unknown_name_lists_the_known_ones)
 
 Test(dtype, bits)
 {
-    static const int bits[HR_DTYPE_COUNT] = {64, 32, 16, 16, 8, 8, 8, 8, 4, 4, 4, 32, 64};
+    static const int bits[HR_DTYPE_COUNT] = {64, 32, 16, 16, 8, 8, 8, 8, 4, 4, 4, 16, 32, 64};
     for (int i = 0; i < HR_DTYPE_COUNT; i++)
         cr_expect_eq(hr_dtype_bits((hr_dtype)i), bits[i]);
     cr_expect_eq(hr_dtype_bits(HR_DTYPE_COUNT), 0);

@@ -57,6 +57,8 @@ bool bench_case_name(bench_case *c)
 {
     for (int i = 0; i < hr_recipe_preset_count(); i++) {
         c->recipe = *hr_recipe_preset(i);
+        c->recipe.p.dtype = c->kernel->p_dtype;
+        if (hr_recipe_normalize(&c->recipe) != HR_OK) continue;
         if (!serves(c->kernel, &c->recipe, c->head_dim, c->seqlen_q)) continue;
         snprintf(c->name, sizeof c->name, "%s/d%d/q%d/kv%d/%s%s", c->kernel->name, c->head_dim,
                  c->seqlen_q, c->seqlen_kv, c->causal ? "causal" : "full",
@@ -328,7 +330,8 @@ static int sample(const bench_case *c, bench_state *state, jobs *all, double *co
                   int32_t r)
 {
     job *kernel = &all->kernel;
-    hr_peak_kind kind = c->kernel->p_dtype == HR_DTYPE_U8     ? HR_PEAK_INT8
+    const hr_dtype p = c->kernel->p_dtype;
+    hr_peak_kind kind = p == HR_DTYPE_U8 || p == HR_DTYPE_I16 ? HR_PEAK_INT8
                         : c->kernel->isa == HR_ISA_AVX512FP16 ? HR_PEAK_FP16
                                                               : HR_PEAK_FP32;
     double flops = hr_plan_flops(kernel->plan);

@@ -18,7 +18,7 @@
  * dtype.
  *
  * Rules: q, k and v are f32, f16, bf16 (granularity none) or e4m3, e5m2, i8, i4, u4, c4 (with a
- * scale); p is f32, bf16, e4m3 or u8. Static scales are per tensor, head or channel, and
+ * scale); p is f32, bf16, e4m3, u8 or i16. Static scales are per tensor, head or channel, and
  * not for u4, whose zero points no profile holds. Only v has scales per channel, because q.k sums
  * over channels. Smoothing (mean) is for k, rotation (hadamard) for q and k together. A block has 1
  * to 65536 tokens, a group an even number of channels up to 256 that divides head_dim (checked when
@@ -78,7 +78,7 @@ enum { HR_RECIPE_NAME_BYTES = 256 }; /* more than any canonical text */
 typedef struct hr_recipe {
     char name[HR_RECIPE_NAME_BYTES]; /* canonical text; parses back to the same recipe */
     hr_operand_recipe q, k, v;
-    hr_operand_recipe p; /* only dtype is meaningful: F32, BF16, E4M3 or U8 */
+    hr_operand_recipe p; /* only dtype is meaningful: F32, BF16, E4M3, U8 or I16 */
     int32_t residual;    /* tokens that a cache keeps in BF16; 0: none */
 } hr_recipe;
 

@@ -29,12 +29,14 @@ typedef enum hr_dtype {
     HR_DTYPE_I4,   /* symmetric [-7, 7], two codes a byte, low nibble first */
     HR_DTYPE_U4,   /* asymmetric [0, 15] with a zero point, two codes a byte, low nibble first */
     HR_DTYPE_C4,   /* index into a 16-entry INT8 codebook of a gaussian, two codes a byte */
+    HR_DTYPE_I16,
     HR_DTYPE_I32,
     HR_DTYPE_I64,
     HR_DTYPE_COUNT
 } hr_dtype;
 
-/* "f64", "f32", "f16", "bf16", "e4m3", "e5m2", "i8", "u8", "i4", "u4", "c4", "i32", "i64". */
+/* "f64", "f32", "f16", "bf16", "e4m3", "e5m2", "i8", "u8", "i4", "u4", "c4", "i16",
+ * "i32", "i64". */
 HR_API const char *hr_dtype_name(hr_dtype dtype);
 
 /* The dtype of that name; HR_ERROR_NOT_FOUND lists the names accepted. */

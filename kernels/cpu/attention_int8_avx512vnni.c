@@ -19,12 +19,16 @@ static hr_integer_vnni_tile load_packed(const hr_kernel_args *args, const hr_ker
     return tile;
 }
 
-void hr_attention_int8_avx512vnni(const hr_kernel_args *args)
-{
-    hr_integer_attention_avx512vnni(args, load_packed);
-}
+#define DEFINE_ENTRY(recipe)                                                                       \
+    void hr_attention_##recipe##_avx512vnni(const hr_kernel_args *args)                            \
+    {                                                                                              \
+        hr_integer_attention_avx512vnni(args, load_packed);                                        \
+    }                                                                                              \
+    size_t hr_attention_##recipe##_avx512vnni_scratch(int32_t head_dim)                            \
+    {                                                                                              \
+        return hr_integer_attention_avx512vnni_scratch(head_dim);                                  \
+    }
 
-size_t hr_attention_int8_avx512vnni_scratch(int32_t head_dim)
-{
-    return hr_integer_attention_avx512vnni_scratch(head_dim);
-}
+/* One row of kernels.def a format of P; hr_kernel_args.p_dtype tells the body which it is. */
+DEFINE_ENTRY(int8)
+DEFINE_ENTRY(int8_p16)

@@ -5,12 +5,16 @@
 #include "integer_body.h"
 #include "kernel_rows.h"
 
-void hr_attention_int8_portable(const hr_kernel_args *args)
-{
-    hr_integer_attention_portable(args, hr_integer_expand_i8, hr_integer_expand_i8);
-}
+#define DEFINE_ENTRY(recipe)                                                                       \
+    void hr_attention_##recipe##_portable(const hr_kernel_args *args)                              \
+    {                                                                                              \
+        hr_integer_attention_portable(args, hr_integer_expand_i8, hr_integer_expand_i8);           \
+    }                                                                                              \
+    size_t hr_attention_##recipe##_portable_scratch(int32_t head_dim)                              \
+    {                                                                                              \
+        return hr_integer_attention_portable_scratch(head_dim);                                    \
+    }
 
-size_t hr_attention_int8_portable_scratch(int32_t head_dim)
-{
-    return hr_integer_attention_portable_scratch(head_dim);
-}
+/* One row of kernels.def a format of P; hr_kernel_args.p_dtype tells the code which it is. */
+DEFINE_ENTRY(int8)
+DEFINE_ENTRY(int8_p16)

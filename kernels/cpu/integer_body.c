@@ -39,6 +39,7 @@ typedef struct body {
     const hr_kernel_args *args;
     int32_t head_dim;
     int v_fraction;
+    bool precise; /* P in I16 */
     tile_scales tile;
     int32_t first;   /* the tile's first key */
     float *o;        /* [rows][head_dim] */
@@ -180,13 +181,14 @@ static float make_distances(const float *y, float a, int32_t lo, int32_t hi, int
 }
 
 /* Step 4: P, and the sums s of the lanes where the tile is even or wide. */
-static void make_weights(const tile_scales *tile, const int32_t *distance, int32_t lo, int32_t hi,
-                         int16_t *p, float s[HR_INTEGER_LANES])
+static void make_weights(const body *b, const int32_t *distance, int32_t lo, int32_t hi, int16_t *p,
+                         float s[HR_INTEGER_LANES])
 {
+    const tile_scales *tile = &b->tile;
     int32_t sum[HR_INTEGER_LANES] = {0}, rest[HR_INTEGER_LANES] = {0};
     for (int32_t j = lo; j < hi; j++) {
         int32_t weight = hr_integer_weight(distance[j]);
-        p[j] = (int16_t)hr_integer_p(weight);
+        p[j] = (int16_t)(b->precise ? weight : hr_integer_p(weight));
         if (!tile->even && !tile->wide) continue;
         sum[hr_integer_lane(j)] += weight * tile->sum[j];
         if (tile->wide) rest[hr_integer_lane(j)] += weight * tile->rest[j];
@@ -220,7 +222,7 @@ static void update_row(body *b, int32_t index, int32_t lo, int32_t hi)
     int16_t p[HR_INTEGER_TILE];
     const float a = make_logits(b, index, lo, hi, tile->u, y);
     const float largest = make_distances(y, a, lo, hi, distance);
-    make_weights(tile, distance, lo, hi, p, s);
+    make_weights(b, distance, lo, hi, p, s);
 
     float m = hr_integer_max(largest, row->m);
     int32_t e = tile->e > row->e ? tile->e : row->e;
@@ -265,6 +267,8 @@ static body *begin(const hr_kernel_args *args)
     b->args = args;
     b->head_dim = args->head_dim;
     b->v_fraction = hr_integer_fraction(&args->v);
+    b->precise = args->p_dtype == HR_DTYPE_I16;
+    assert(!b->precise || b->v_fraction == 0); /* T would leave int32 */
     b->row = (row_state *)(b + 1);
     b->o = (float *)(b->row + rows);
     b->q = (int16_t *)(b->o + rows * channels);

@@ -290,6 +290,11 @@ static void make_scores(task *t, passage *w)
               (row_scalars){block->m, block->e, w->alpha, w->beta, w->o.alpha, w->o.beta});
 }
 
+/* Constants of step 4: each kind is compiled on its own. */
+typedef struct weight_kind {
+    bool wide, half, precise; /* the tile is wide; from_half's; P in I16 */
+} weight_kind;
+
 /* What step 4 makes of two rows. */
 typedef struct row_sums {
     __m512i sum[2], rest[2];
@@ -299,8 +304,8 @@ typedef struct row_sums {
  * Step 4 for rows r and r + 1 of a group and `count` (1 or 2) subtiles. Keys not seen are 65535 in
  * y: no weight.
  */
-INLINE void weigh(task *t, int g, int r, int first, int count, const __m512i top[2], bool wide,
-                  bool half, const weight_constants *c, row_sums *sums)
+INLINE void weigh(task *t, int g, int r, int first, int count, const __m512i top[2],
+                  weight_kind kind, const weight_constants *c, row_sums *sums)
 {
     __m512i e[8];
     /* e[(row * count + subtile) * 2 + half of the subtile] */
@@ -309,23 +314,31 @@ INLINE void weigh(task *t, int g, int r, int first, int count, const __m512i top
         const int row = i / (2 * count), s = first + i / 2 % count;
         e[i] = _mm512_subs_epu16(top[row], _mm512_load_si512(t->y[g][s][r + row] + i % 2 * 32));
     }
-    weights_of(e, 4 * count, c, half);
+    weights_of(e, 4 * count, c, kind.half);
 #pragma GCC unroll 8
     for (int i = 0; i < 4 * count; i++) {
         const int row = i / (2 * count);
         const tile_columns *columns = &t->columns[first + i / 2 % count];
         add_weights(&sums->sum[row], e[i], _mm512_load_si512(columns->sum + i % 2 * 32));
-        if (wide)
+        if (kind.wide)
             add_weights(&sums->rest[row], e[i], _mm512_load_si512(columns->rest + i % 2 * 32));
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < 2 * count; i++)
-        _mm512_store_si512(t->p[g][first + i % count][r + i / count],
-                           pack_weights(e[2 * i], e[2 * i + 1], c));
+    for (int i = 0; i < 2 * count; i++) {
+        const int s = first + i % count, row = r + i / count;
+        if (!kind.precise) {
+            _mm512_store_si512(t->p[g][s][row], pack_weights(e[2 * i], e[2 * i + 1], c));
+            continue;
+        }
+        __m512i p[2];
+        pack_precise_weights(e[2 * i], e[2 * i + 1], p);
+        _mm512_store_si512(t->p[g][s][row], p[0]);
+        _mm512_store_si512(t->p_low[g][s][row], p[1]);
+    }
 }
 
 /* Step 4 for rows r and r + 1 of a group, and their sums of step 6. */
-INLINE void make_weights(task *t, passage *w, int g, int r, bool wide, bool half)
+INLINE void make_weights(task *t, passage *w, int g, int r, weight_kind kind)
 {
     const weight_constants c = load_weight_constants();
     const int row = g * ROWS + r;
@@ -335,15 +348,15 @@ INLINE void make_weights(task *t, passage *w, int g, int r, bool wide, bool half
     if (w->end[g] - w->begin[g] == SUBTILES) {
 #pragma GCC unroll 2
         for (int s = 0; s < SUBTILES; s += 2)
-            weigh(t, g, r, s, 2, top, wide, half, &c, &sums);
+            weigh(t, g, r, s, 2, top, kind, &c, &sums);
     } else {
         for (int s = w->begin[g]; s < w->end[g]; s++)
-            weigh(t, g, r, s, 1, top, wide, half, &c, &sums);
+            weigh(t, g, r, s, 1, top, kind, &c, &sums);
     }
     for (int i = 0; i < 2; i++) {
         float *l = w->block->l[row + i];
         const __m512 lanes =
-            wide ? join_sums(sums.sum[i], sums.rest[i]) : _mm512_cvtepi32_ps(sums.sum[i]);
+            kind.wide ? join_sums(sums.sum[i], sums.rest[i]) : _mm512_cvtepi32_ps(sums.sum[i]);
         const __m512 old = _mm512_mul_ps(_mm512_load_ps(l), _mm512_set1_ps(w->alpha[row + i]));
         /* In other tiles add_uneven_sums does it. */
         if (t->tile.even || t->tile.wide)
@@ -376,12 +389,16 @@ static void make_block_weights(task *t, passage *w)
 {
     for (int g = 0; g < GROUPS; g++)
         for (int r = 0; r < ROWS; r += 2) {
-            if (!t->half)
-                make_weights(t, w, g, r, t->tile.wide, false);
+            if (t->precise && t->half)
+                make_weights(t, w, g, r, (weight_kind){t->tile.wide, true, true});
+            else if (t->precise)
+                make_weights(t, w, g, r, (weight_kind){t->tile.wide, false, true});
+            else if (!t->half)
+                make_weights(t, w, g, r, (weight_kind){t->tile.wide, false, false});
             else if (t->tile.wide)
-                make_weights(t, w, g, r, true, true);
+                make_weights(t, w, g, r, (weight_kind){true, true, false});
             else
-                make_weights(t, w, g, r, false, true);
+                make_weights(t, w, g, r, (weight_kind){false, true, false});
         }
     if (!t->tile.even && !t->tile.wide) add_uneven_sums(t, w);
 }
@@ -395,9 +412,16 @@ static void add_values(task *t, const passage *w)
     for (const int8_t *width = t->width; *width; width++) {
         for (int g = 0; g < GROUPS; g++) {
             const int64_t begin = w->begin[g], tiles = w->end[g] - begin;
-            if (tiles > 0)
-                micro_pv(*width, w->first, t->p[g][begin][0], v + begin * (SUBTILE / 4) * stride,
-                         stride, tiles, o + g * ROWS * t->channels, stride, w->o.alpha + g * ROWS);
+            const int8_t *values = v + begin * (SUBTILE / 4) * stride;
+            const float *scalars = w->o.alpha + g * ROWS;
+            float *out = o + g * ROWS * t->channels;
+            if (tiles <= 0) continue;
+            if (t->precise)
+                micro_pv_precise(*width, w->first, t->p[g][begin][0], t->p_low[g][begin][0], values,
+                                 stride, tiles, out, stride, scalars);
+            else
+                micro_pv(*width, w->first, t->p[g][begin][0], values, stride, tiles, out, stride,
+                         scalars);
         }
         v += *width * 64;
         o += *width * 16;
@@ -436,6 +460,7 @@ void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni
     t->blocks = (count + BLOCK - 1) / BLOCK;
     t->o = (float *)(t + 1);
     t->q = (int32_t *)(t->o + HR_INTEGER_VNNI_ROWS * t->channels);
+    t->precise = args->p_dtype == HR_DTYPE_I16;
     t->half = args->isa_mask >> HR_ISA_AVX512FP16 & 1;
     t->tile.f = INT32_MIN; /* no tile's F */
     const int vectors = t->channels / 16, columns = (vectors + 3) / 4;

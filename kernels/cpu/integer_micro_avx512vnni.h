@@ -27,6 +27,8 @@ enum { HR_MICRO_ROWS = 6 };
 #define BROADCAST(n, offset, base) "vpbroadcastd " #offset "(" base "), " Z(n) "\n\t"
 #define CLEAR(n) "vpxord " Z(n) ", " Z(n) ", " Z(n) "\n\t"
 #define STORE(n, offset, base) "vmovdqa64 " Z(n) ", " #offset "(" base ")\n\t"
+/* times 2^7 */
+#define SHIFT(n) "vpslld $7, " Z(n) ", " Z(n) "\n\t"
 #define DOT(u8, i8, sum) "vpdpbusd " Z(i8) ", " Z(u8) ", " Z(sum) "\n\t"
 
 #define ALL_VECTOR_REGISTERS                                                                       \
@@ -166,6 +168,25 @@ DEFINE_MICRO_QK_LOGITS(micro_qk_logits_next, QK_LEAST_NEXT)
     PV_OUTPUT_##n(a0, a1, a2, a3)                                                                  \
     "add %[o_stride], %[o]\n\t"
 
+/* The registers += sum over 64 * tiles keys of p * v; moves p and v on. */
+#define PV_SUM(n, tile, quad)                                                                      \
+    tile ":\n\t"                                                                                   \
+    "mov $16, %[quads]\n\t"                                                                        \
+    ".p2align 6\n"                                                                                 \
+    quad ":\n\t"                                                                                   \
+    PV_LOAD_##n                                                                                    \
+    PV_ROW(n, 28, 0, 0, 1, 2, 3) PV_ROW(n, 29, 64, 4, 5, 6, 7)                                     \
+    PV_ROW(n, 30, 128, 8, 9, 10, 11) PV_ROW(n, 31, 192, 12, 13, 14, 15)                            \
+    PV_ROW(n, 28, 256, 16, 17, 18, 19) PV_ROW(n, 29, 320, 20, 21, 22, 23)                          \
+    "add %[stride], %[v]\n\t"                                                                      \
+    "add $4, %[p]\n\t"                                                                             \
+    "dec %[quads]\n\t"                                                                             \
+    "jnz " quad "b\n\t"                                                                            \
+    "add $320, %[p]\n\t"                                                                           \
+    "dec %[tiles]\n\t"                                                                             \
+    "jnz " tile "b\n\t"
+#define PV_SHIFT(a0, a1, a2, a3) SHIFT(a0) SHIFT(a1) SHIFT(a2) SHIFT(a3)
+
 /* What multiplies six rows' old O and their T: rows 0 .. 5 from alpha and beta on. */
 typedef struct micro_scalars {
     ALIGNED float alpha[16], beta[16];
@@ -188,21 +209,7 @@ typedef struct micro_scalars {
         __asm__ volatile(                                                                          \
             PV_CLEAR(0, 1, 2, 3) PV_CLEAR(4, 5, 6, 7) PV_CLEAR(8, 9, 10, 11)                       \
             PV_CLEAR(12, 13, 14, 15) PV_CLEAR(16, 17, 18, 19) PV_CLEAR(20, 21, 22, 23)             \
-            "1:\n\t"                                                                               \
-            "mov $16, %[quads]\n\t"                                                                \
-            ".p2align 6\n"                                                                         \
-            "2:\n\t"                                                                               \
-            PV_LOAD_##n                                                                            \
-            PV_ROW(n, 28, 0, 0, 1, 2, 3) PV_ROW(n, 29, 64, 4, 5, 6, 7)                             \
-            PV_ROW(n, 30, 128, 8, 9, 10, 11) PV_ROW(n, 31, 192, 12, 13, 14, 15)                    \
-            PV_ROW(n, 28, 256, 16, 17, 18, 19) PV_ROW(n, 29, 320, 20, 21, 22, 23)                  \
-            "add %[stride], %[v]\n\t"                                                              \
-            "add $4, %[p]\n\t"                                                                     \
-            "dec %[quads]\n\t"                                                                     \
-            "jnz 2b\n\t"                                                                           \
-            "add $320, %[p]\n\t"                                                                   \
-            "dec %[tiles]\n\t"                                                                     \
-            "jnz 1b\n\t"                                                                           \
+            PV_SUM(n, "1", "2")                                                                    \
             ROW(n, 0, 64, 0, 1, 2, 3) ROW(n, 4, 68, 4, 5, 6, 7)                                    \
             ROW(n, 8, 72, 8, 9, 10, 11) ROW(n, 12, 76, 12, 13, 14, 15)                             \
             ROW(n, 16, 80, 16, 17, 18, 19) ROW(n, 20, 84, 20, 21, 22, 23)                          \
@@ -220,6 +227,44 @@ DEFINE_MICRO_PV(micro_pv_first_2, 2, PV_START)
 DEFINE_MICRO_PV(micro_pv_first_3, 3, PV_START)
 DEFINE_MICRO_PV(micro_pv_first_4, 4, PV_START)
 
+/*
+ * The same with P of 15 bits, p its high 8 and p_low its low 7: T = T of p * 2^7 + T of p_low.
+ */
+#define DEFINE_MICRO_PV_PRECISE(name, n, ROW)                                                      \
+    static inline void name(const uint8_t *p, const uint8_t *p_low, const int8_t *v,               \
+                            int64_t stride, int64_t tiles, float *o, int64_t o_stride,             \
+                            const float *scalars)                                                  \
+    {                                                                                              \
+        int64_t quads, left = tiles;                                                               \
+        const int8_t *v_again = v;                                                                 \
+        __asm__ volatile(                                                                          \
+            PV_CLEAR(0, 1, 2, 3) PV_CLEAR(4, 5, 6, 7) PV_CLEAR(8, 9, 10, 11)                       \
+            PV_CLEAR(12, 13, 14, 15) PV_CLEAR(16, 17, 18, 19) PV_CLEAR(20, 21, 22, 23)             \
+            PV_SUM(n, "1", "2")                                                                    \
+            PV_SHIFT(0, 1, 2, 3) PV_SHIFT(4, 5, 6, 7) PV_SHIFT(8, 9, 10, 11)                       \
+            PV_SHIFT(12, 13, 14, 15) PV_SHIFT(16, 17, 18, 19) PV_SHIFT(20, 21, 22, 23)             \
+            "mov %[p_low], %[p]\n\t"                                                               \
+            "mov %[v_again], %[v]\n\t"                                                             \
+            "mov %[left], %[tiles]\n\t"                                                            \
+            PV_SUM(n, "3", "4")                                                                    \
+            ROW(n, 0, 64, 0, 1, 2, 3) ROW(n, 4, 68, 4, 5, 6, 7)                                    \
+            ROW(n, 8, 72, 8, 9, 10, 11) ROW(n, 12, 76, 12, 13, 14, 15)                             \
+            ROW(n, 16, 80, 16, 17, 18, 19) ROW(n, 20, 84, 20, 21, 22, 23)                          \
+            : [p] "+r"(p), [v] "+r"(v), [tiles] "+r"(tiles), [quads] "=&r"(quads), [o] "+r"(o)     \
+            : [stride] "r"(stride), [o_stride] "r"(o_stride), [scalars] "r"(scalars),              \
+              [p_low] "m"(p_low), [v_again] "m"(v_again), [left] "m"(left)                         \
+            : "cc", "memory", ALL_VECTOR_REGISTERS);                                               \
+    }
+
+DEFINE_MICRO_PV_PRECISE(micro_pv_precise_1, 1, PV_JOIN)
+DEFINE_MICRO_PV_PRECISE(micro_pv_precise_2, 2, PV_JOIN)
+DEFINE_MICRO_PV_PRECISE(micro_pv_precise_3, 3, PV_JOIN)
+DEFINE_MICRO_PV_PRECISE(micro_pv_precise_4, 4, PV_JOIN)
+DEFINE_MICRO_PV_PRECISE(micro_pv_precise_first_1, 1, PV_START)
+DEFINE_MICRO_PV_PRECISE(micro_pv_precise_first_2, 2, PV_START)
+DEFINE_MICRO_PV_PRECISE(micro_pv_precise_first_3, 3, PV_START)
+DEFINE_MICRO_PV_PRECISE(micro_pv_precise_first_4, 4, PV_START)
+
 /* clang-format on */
 
 /* `first`: O = T, whatever it was. */
@@ -235,11 +280,25 @@ static inline void micro_pv(int vectors, bool first, const uint8_t *p, const int
     micro[first][vectors - 1](p, v, stride, tiles, o, o_stride, scalars);
 }
 
+static inline void micro_pv_precise(int vectors, bool first, const uint8_t *p, const uint8_t *p_low,
+                                    const int8_t *v, int64_t stride, int64_t tiles, float *o,
+                                    int64_t o_stride, const float *scalars)
+{
+    static void (*const micro[2][4])(const uint8_t *, const uint8_t *, const int8_t *, int64_t,
+                                     int64_t, float *, int64_t, const float *) = {
+        {micro_pv_precise_1, micro_pv_precise_2, micro_pv_precise_3, micro_pv_precise_4},
+        {micro_pv_precise_first_1, micro_pv_precise_first_2, micro_pv_precise_first_3,
+         micro_pv_precise_first_4},
+    };
+    micro[first][vectors - 1](p, p_low, v, stride, tiles, o, o_stride, scalars);
+}
+
 #undef Z
 #undef LOAD
 #undef BROADCAST
 #undef CLEAR
 #undef STORE
 #undef DOT
+#undef SHIFT
 
 #endif

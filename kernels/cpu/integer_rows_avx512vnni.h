@@ -166,7 +166,7 @@ static void finish_sums(const task *t, int32_t b, float factor[LANES])
     for (int half = 0; half < 2; half++) {
         const __m512d sum = _mm512_cvtps_pd(_mm256_load_ps(factor + half * 8));
         const __mmask8 seen = _mm512_cmp_pd_mask(sum, _mm512_setzero_pd(), _CMP_GT_OQ);
-        const __m512d one = _mm512_set1_pd(1);
+        const __m512d one = _mm512_set1_pd(1 / hr_integer_p_unit(args));
         _mm256_store_ps(factor + half * 8, _mm512_cvtpd_ps(_mm512_maskz_div_pd(seen, one, sum)));
     }
 }

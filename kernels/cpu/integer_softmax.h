@@ -36,7 +36,8 @@
  *    them back as floats. Softcap and ALiBi: see integer_body.c.
  * 4. Weights. e_ij = hr_integer_weight(Y_ij - N), about 32640 * 2^((N - Y_ij) / 1024), an integer;
  *    0 from 16 octaves on, and so for every key that stopped at 65535.
- *        P_ij = (e_ij + 64) >> 7, at most 255
+ *        P_ij = (e_ij + 64) >> 7, at most 255, where recipes have P in U8
+ *        P_ij = e_ij                           where they have it in I16
  *        s_k = sum of e_ij * A_j, exact in int32, over the keys of lane k (hr_integer_lane)
  *    in an even tile; in a wide one, with the sum of e_ij * B_j, exact too,
  *        s_k = fma((float)sum B, 2^-12, (float)sum A)
@@ -45,7 +46,9 @@
  *        s_k = sum of 2^max((n0 - x_ij) / 1024, -100) over j = k, k + 16, ... ascending, 16 lanes
  *    V's scale is inside P before it is rounded, and taken out of the sum again: softmax weights
  *    are summed unrounded. docs/int8-softmax.md has the measurements behind both choices.
- * 5. T_ic = sum of P_ij * v_code_jc, exact in int32: 255 * 127 * 256 and 255 * 127 * 256 * 256 fit.
+ * 5. T_ic = sum of P_ij * v_code_jc, exact in int32: 255 * 127 * 256 and 255 * 127 * 256 * 256 fit,
+ *    and with P in I16 32640 * 127 * 256. P in I16 is 2^7 times P in U8, and so are T and O up
+ * to 7.
  * 6. Row state m (-inf), e (-1000), l_k (0) and O_c (0), in the units of its largest tile:
  *        m' = max(m, M)                      e' = max(e, E)
  *        alpha = 2^max((m - m') / 1024, -100)      beta = 2^max((M - m') / 1024, -100)
@@ -54,7 +57,7 @@
  *        O_c = fma((float)T_ic, beta * 2^(E - e' - f), O_c * (alpha * 2^(e - e')))
  *    P is relative to the tile's own maximum, not to the running one: later tiles keep 8 bits.
  * 7. l = the sum of the lanes as a tree: k + (k + 8), then + 4, + 2, + 1. hr_integer_finish gives
- *    the LSE and g = 1 / l; O = (O_c * g) * 2^e.
+ *    the LSE and g = 1 / l, or 2^-7 / l with P in I16; O = (O_c * g) * 2^e.
  *
  * Range. Nothing above overflows or is NaN for finite scales > 0 and any sequence length:
  * |y| < 2^123 by the bound on a; where y is rounded without n, |y| < 64 * 2^23 + 2^17 fits int32;
@@ -192,10 +195,16 @@ static inline int32_t hr_integer_weight(int32_t distance)
     return hr_integer_from_half(line > bend ? line - bend : 0);
 }
 
-/* P of a weight. */
+/* P in U8 of a weight. */
 static inline int32_t hr_integer_p(int32_t weight)
 {
     return (weight + 64) >> 7;
+}
+
+/* What T is too large by: P in I16 is not shifted. */
+static inline double hr_integer_p_unit(const hr_kernel_args *args)
+{
+    return args->p_dtype == HR_DTYPE_I16 ? 128 : 1;
 }
 
 /* y to the nearest even integer in [0, 65535]; NaN and |y| >= 2^31 must not come. */
@@ -335,7 +344,7 @@ static inline float hr_integer_finish(const hr_kernel_args *args, int32_t row, f
         if (total > 0) lse = HR_INTEGER_LN2 * (octaves + log2(total / 255)) + bias;
         args->lse[row * args->lse_stride] = (float)lse;
     }
-    return total > 0 ? (float)(1 / total) : 0.0f;
+    return total > 0 ? (float)(1 / (total * hr_integer_p_unit(args))) : 0.0f;
 }
 
 #endif

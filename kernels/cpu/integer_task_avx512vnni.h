@@ -60,6 +60,8 @@ typedef struct task {
     ALIGNED uint16_t lanes[BLOCK][32]; /* the block's least y by lanes */
     ALIGNED uint16_t unused_lanes[ROWS][32];
     tile_columns columns[SUBTILES];
+    ALIGNED uint8_t
+        p_low[GROUPS][SUBTILES][ROWS][SUBTILE];   /* of P in I16; p is then its high bits */
     ALIGNED float exact[SUBTILES][ROWS][SUBTILE]; /* a group's y in FP32, where it is needed */
     ALIGNED float k_scale[HR_INTEGER_TILE], v_scale[HR_INTEGER_TILE];
     block_state block[BLOCKS];
@@ -69,7 +71,8 @@ typedef struct task {
     int32_t blocks;
     int32_t first; /* the tile's first key */
     tile_exponents tile;
-    bool half; /* the CPU has AVX512-FP16 */
+    bool half;    /* the CPU has AVX512-FP16 */
+    bool precise; /* P in I16 */
     const uint8_t *tile_k;
     const int8_t *tile_v;
     int32_t *q; /* [blocks * 2][head_dim / 4][6] dwords */

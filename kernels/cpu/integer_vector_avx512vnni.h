@@ -137,6 +137,14 @@ INLINE __m512i pack_weights(__m512i low, __m512i high, const weight_constants *c
                                _mm512_mulhrs_epi16(high, c->round));
 }
 
+/* P of 15 bits of 64 keys in the same order: its high 8 bits and its low 7. */
+INLINE void pack_precise_weights(__m512i low, __m512i high, __m512i p[2])
+{
+    const __m512i seven = _mm512_set1_epi16(127);
+    p[0] = _mm512_packus_epi16(_mm512_srli_epi16(low, 7), _mm512_srli_epi16(high, 7));
+    p[1] = _mm512_packus_epi16(_mm512_and_si512(low, seven), _mm512_and_si512(high, seven));
+}
+
 /* w[] = log2(w[]) for n vectors side by side, as hr_integer_log2. */
 INLINE void log2_of(__m512 w[], int n)
 {
