@@ -37,3 +37,20 @@ Test(hopper_fp8, error_does_not_grow_with_length)
 {
     hopper_error_does_not_grow_with_length("fp8", recipe, hr_attention_fp8_sm90, HOPPER_FP8);
 }
+
+/*
+ * FlashAttention-3's table 3 has 9.1e-3 with rotation (and scales by block) and 2.4e-2 without; it
+ * does not say at which head_dim. 9.1e-3 is met at 128 and not at 64, where an outlier of Q or K is
+ * spread over half as many channels: there the bound only keeps what was measured, 1.6e-2.
+ */
+Test(hopper_fp8, outliers_are_rotated_away)
+{
+    static const char rotated[] = "fp8:qkv.scale=dynamic,qk.transform=hadamard";
+    const double plain = hopper_table3_rmse(recipe, hr_attention_fp8_sm90, HOPPER_FP8, 128);
+    const double turned = hopper_table3_rmse(rotated, hr_attention_fp8_sm90, HOPPER_FP8, 128);
+    const double narrow = hopper_table3_rmse(rotated, hr_attention_fp8_sm90, HOPPER_FP8, 64);
+    cr_expect(turned <= 9.1e-3, "%g", turned);
+    cr_expect(narrow <= 2.0e-2, "%g", narrow);
+    cr_expect(plain >= 1.3 * turned && plain <= 2.4e-2, "%g without rotation, %g with", plain,
+              turned);
+}

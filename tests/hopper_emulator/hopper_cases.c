@@ -147,9 +147,9 @@ static double square_sum(const double *x, size_t count)
     return sum;
 }
 
-/* O's root mean square distance from `reference`, over reference's. */
-static double relative_l2(const check_case *test, const guarded_output *output,
-                          const double *reference)
+/* O's root mean square distance from `reference`; *relative gets it over reference's own. */
+static double rms_error(const check_case *test, const guarded_output *output,
+                        const double *reference, double *relative)
 {
     const check_shape *shape = &test->shape;
     const int64_t rows = (int64_t)shape->cu_seqlens_q[shape->batch] * shape->num_heads;
@@ -161,17 +161,20 @@ static double relative_l2(const check_case *test, const guarded_output *output,
                 reference[row * shape->head_dim + c];
             sum += error * error;
         }
-    double size = square_sum(reference, (size_t)(rows * shape->head_dim));
-    return size > 0 ? sqrt(sum / size) : 0;
+    const size_t count = (size_t)(rows * shape->head_dim);
+    const double size = square_sum(reference, count);
+    *relative = size > 0 ? sqrt(sum / size) : 0;
+    return sqrt(sum / (double)count);
 }
 
-static double total_error(const check_case *test, const guarded_output *output)
+/* The same against the oracle on the inputs before quantization. */
+static double total_error(const check_case *test, const guarded_output *output, double *relative)
 {
     const int64_t rows = test->q.shape[0] * test->q.shape[1];
     double *o = allocate((size_t)(rows * test->shape.head_dim), sizeof *o);
     cr_assert_eq(hr_reference_attention(&test->problem, &test->q, &test->k, &test->v, o, NULL),
                  HR_OK, "%s", hr_last_error());
-    double error = relative_l2(test, output, o);
+    const double error = rms_error(test, output, o, relative);
     free(o);
     return error;
 }
@@ -275,8 +278,9 @@ hopper_result hopper_run_case(const hopper_case *wanted, hopper_kernel kernel, h
               "O is %g of its bound (token %lld, head %lld, channel %lld), LSE %g: %s", worst.o,
               (long long)worst.token, (long long)worst.head, (long long)worst.channel, worst.lse,
               text);
-    hopper_result result = {relative_l2(&test, &output, test.o), total_error(&test, &output),
-                            worst.o, worst.lse};
+    hopper_result result = {.worst_o = worst.o, .worst_lse = worst.lse};
+    (void)rms_error(&test, &output, test.o, &result.relative_l2);
+    result.total_rmse = total_error(&test, &output, &result.total_l2);
     free(output.memory);
     free(o16);
     free(tiles);
@@ -382,6 +386,22 @@ void hopper_error_does_not_grow_with_length(const char *name, const char *recipe
     const double extended = hopper_run_case(&test, kernel, model).relative_l2;
     fprintf(stderr, "%s: relative L2 %.5f at 1k keys, %.5f at 16k\n", name, brief, extended);
     cr_expect(extended <= 1.1 * brief, "%g against %g", extended, brief);
+}
+
+double hopper_table3_rmse(const char *recipe, hopper_kernel kernel, hopper_model model,
+                          int32_t head_dim)
+{
+    char shape[64];
+    double squares = 0;
+    snprintf(shape, sizeof shape, "2 2 %d q=256 kv=2048", head_dim);
+    hopper_case test = {.recipe = recipe, .shape = shape, .fill = FILL_SPARSE_OUTLIERS};
+    for (test.seed = 41; test.seed <= 42; test.seed++) {
+        const double error = hopper_run_case(&test, kernel, model).total_rmse;
+        squares += error * error / 2;
+    }
+    fprintf(stderr, "%s, head_dim %d, sparse outliers: RMSE %.2e\n", recipe, head_dim,
+            sqrt(squares));
+    return sqrt(squares);
 }
 
 void hopper_nan_propagates(const char *recipe, hopper_kernel kernel, hopper_model model)
