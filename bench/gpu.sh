@@ -104,6 +104,33 @@ stage_build() {
     build/gpu-run/headroom kernels | grep sm90
 }
 
+# cuBLASLt for the audit's baseline: a toolkit's, or the one that torch's wheels brought along.
+find_cublaslt() {
+    python3 - <<'PYTHON'
+import glob, sys
+patterns = ["/usr/local/cuda/lib64"] + [f"{folder}/nvidia/*/lib" for folder in sys.path if folder]
+found = [path for pattern in patterns for path in glob.glob(f"{pattern}/libcublasLt.so.13")]
+print(*found[:1])
+PYTHON
+}
+
+# An audit on the GPU: the FP32 reference must be right, and so must cuBLASLt's baseline if it ran.
+check_audit() {
+    local recording=$out/audit.safetensors library
+    library=$(find_cublaslt)
+    [ -z "$library" ] || export HEADROOM_CUBLASLT=$library
+    build/gpu-run/headroom synth gaussian --heads 4 --head-dim 128 --tokens 2048 -o "$recording" &&
+        build/gpu-run/headroom audit "$recording" --device cuda -o "$out/audit" &&
+        python3 - "$out/audit/report.json" <<'PYTHON'
+import json, sys
+limits = {"fp32-reference": 1e-4, "cublaslt-fp8": 0.1}
+for row in json.load(open(sys.argv[1]))["baselines"]:
+    limit = limits[row["id"]]
+    if row["skipped"] is None and not row["total"]["rel_l2"] <= limit:
+        sys.exit(f"{row['id']}: relative L2 {row['total']['rel_l2']}, at most {limit} expected")
+PYTHON
+}
+
 stage_check() {
     local failed=0
     nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || true
@@ -112,6 +139,7 @@ stage_check() {
     build/gpu-run/test_device || failed=1
     build/gpu-run/check_device || failed=1
     build/gpu-run/check_kernels || failed=1
+    check_audit || failed=1
     return $failed
 }
 
@@ -221,7 +249,7 @@ root=$bundle/root/usr
 PATH=$PATH:/usr/local/cuda/bin
 export LD_LIBRARY_PATH=$PWD/build/gpu-run:$root/lib/x86_64-linux-gnu:$bundle/root/lib/x86_64-linux-gnu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export bundle out root quick limit_of_bench ncu_metrics PATH
-export -f source_hash build_tree collect stage_build stage_check stage_sanitize stage_bench stage_ncu
+export -f source_hash build_tree collect stage_build find_cublaslt check_audit stage_check stage_sanitize stage_bench stage_ncu
 
 summary=()
 failed=0
