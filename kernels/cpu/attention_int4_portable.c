@@ -6,10 +6,10 @@
 #include "integer_body.h"
 #include "kernel_rows.h"
 
-#define DEFINE_ENTRY(recipe)                                                                       \
+#define DEFINE_ENTRY(recipe, expand_k, expand_v)                                                   \
     void hr_attention_##recipe##_portable(const hr_kernel_args *args)                              \
     {                                                                                              \
-        hr_integer_attention_portable(args, hr_integer_expand_nibbles, hr_integer_expand_nibbles); \
+        hr_integer_attention_portable(args, expand_k, expand_v);                                   \
     }                                                                                              \
     size_t hr_attention_##recipe##_portable_scratch(int32_t head_dim)                              \
     {                                                                                              \
@@ -17,17 +17,10 @@
     }
 
 /* One row of kernels.def a format; hr_kernel_operand.dtype tells the code which it is. */
-DEFINE_ENTRY(int4)
-DEFINE_ENTRY(int4_uniform)
-DEFINE_ENTRY(int4_asymmetric)
+DEFINE_ENTRY(int4, hr_integer_expand_nibbles, hr_integer_expand_nibbles)
+DEFINE_ENTRY(int4_uniform, hr_integer_expand_nibbles, hr_integer_expand_nibbles)
+DEFINE_ENTRY(int4_asymmetric, hr_integer_expand_nibbles, hr_integer_expand_nibbles)
 
-/* K in I8, V in 4 bits. */
-void hr_attention_int8_int4_portable(const hr_kernel_args *args)
-{
-    hr_integer_attention_portable(args, hr_integer_expand_i8, hr_integer_expand_nibbles);
-}
-
-size_t hr_attention_int8_int4_portable_scratch(int32_t head_dim)
-{
-    return hr_integer_attention_portable_scratch(head_dim);
-}
+/* One of K and V in I8, the other in 4 bits. */
+DEFINE_ENTRY(int8_int4, hr_integer_expand_i8, hr_integer_expand_nibbles)
+DEFINE_ENTRY(int4_int8, hr_integer_expand_nibbles, hr_integer_expand_i8)

@@ -378,6 +378,7 @@ static size_t integer_tile_scratch(int32_t head_dim)
 #define INTEGER_TILE_ENTRIES(isa)                                                                  \
     INTEGER_TILE_ENTRY(int8, isa, hr_integer_expand_i8, hr_integer_expand_i8)                      \
     INTEGER_TILE_ENTRY(int8_int4, isa, hr_integer_expand_i8, hr_integer_expand_nibbles)            \
+    INTEGER_TILE_ENTRY(int4_int8, isa, hr_integer_expand_nibbles, hr_integer_expand_i8)            \
     INTEGER_TILE_ENTRY(int4, isa, hr_integer_expand_nibbles, hr_integer_expand_nibbles)            \
     INTEGER_TILE_ENTRY(int4_uniform, isa, hr_integer_expand_nibbles, hr_integer_expand_nibbles)    \
     INTEGER_TILE_ENTRY(int4_asymmetric, isa, hr_integer_expand_nibbles, hr_integer_expand_nibbles)
