@@ -9,8 +9,8 @@
  *             O^T [channels][rows] = alpha O^T + beta V^T P^T   FP16 in pieces of 32 keys, the
  *                                                               tile's sum joined to O in FP32
  *
- * Pieces keep FP16 sums short, and exact where terms are alike: products of two E4M3 values have 8
- * significant bits of FP16's 11. tests/check_bound_half.h bounds what remains.
+ * Pieces keep FP16 sums short, and those of S exact where terms are alike: products of two E4M3
+ * values have 8 significant bits of FP16's 11. tests/check_bound_half.h bounds what remains.
  *
  * Ranges. Codes become FP16 as value * 2^-8, exactly (all of E4M3 is in FP16 then). Q is multiplied
  * by a power of two such that |S| <= 448^2 head_dim 2^-a < 32752 for all inputs, and differences of
@@ -19,7 +19,7 @@
  * kernel of the same recipe.
  *
  * Limited by the FP16 multiply-add rate. Against 2 head_dim of them a vector of 32 rows and key
- * stand about 10 operations for the softmax, 8 for joining O a channel and tile, and decoding.
+ * stand 12 operations for the softmax, 9 a channel and tile for joining O, and decoding.
  */
 #include "vec_avx512.h"
 
