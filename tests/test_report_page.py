@@ -333,6 +333,30 @@ class ReportPage(unittest.TestCase):
                 self.assert_fits(page, 1280)
                 self.assert_quiet(page)
 
+    def test_baselines_of_a_gpu_are_shown(self):
+        page = self.open(self.example)
+        self.assertEqual(page.count("#baselines-section[hidden]"), 1)
+        report = report_example.make_report(2, 3)
+        bf16 = report["configs"][0]
+        total, lse = bf16["summary"]["total"], bf16["summary"]["lse"]
+        layers = [{"layer": 0, "total": total, "heads": [{"head": 0, "total": total}]}]
+        reason = "cuBLASLt was not found: <b>libcublasLt.so.13</b>"
+        report["baselines"] = [
+            {"id": "fp32-reference", "skipped": None, "timing": bf16["timing"], "total": total,
+             "lse": lse, "layers": layers},
+            {"id": "cublaslt-fp8", "skipped": reason, "timing": None, "total": None, "lse": None,
+             "layers": []},
+        ]
+        self.assertEqual(list(check_report.problems(report)), [])
+        page = self.render_and_open(report, "baselines")
+        self.assert_draws(page, report)
+        self.assertIn("not run: " + reason, page.text("#baselines tr:nth-child(2)"))
+        self.assertIn("fp32-reference", page.text("#baselines tbody tr"))
+        self.assert_fits(page, 1280)
+        self.assert_quiet(page)
+        report["baselines"][1]["skipped"] = None
+        self.assertNotEqual(list(check_report.problems(report)), [], "nothing ran, and no reason")
+
     def test_hostile_text_stays_text(self):
         report = report_example.make_report(2, 3, model=HOSTILE)
         report["machine"]["cpu"] = report["recording"]["path"] = HOSTILE

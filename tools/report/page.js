@@ -398,6 +398,7 @@ function start() {
     view = new View(report);
     drawMaskNote(report);
     drawProvenance(report);
+    drawBaselines(report);
     view.drawAll();
   } catch (error) {
     const failure = document.getElementById("failure");

@@ -1,4 +1,4 @@
-/* The tables: configs (sortable), one head under all configs, and the worst heads of a config. */
+/* The tables: configs (sortable), baselines of a GPU, one head under all configs, and the worst heads of a config. */
 
 function span(kind, ...children) {
   return element("span", { class: kind || null }, ...children);
@@ -180,6 +180,37 @@ function configHead(view, columns) {
     null,
     element("tr", { class: "group" }, ...groups),
     element("tr", null, ...headings),
+  );
+}
+
+/* What the configs of a GPU are compared with; nothing on the CPU and in reports of old. */
+function drawBaselines(report) {
+  const baselines = report.baselines || [];
+  document.getElementById("baselines-section").hidden = baselines.length === 0;
+  const columns = ["ms", "GOP/s", "× bf16", "relative L2", "Cosine"];
+  const rows = baselines.map((baseline) => {
+    const name = th("first text", "row", baseline.id);
+    if (baseline.skipped !== null) {
+      const reason = td("text wrap", `not run: ${baseline.skipped}`);
+      reason.colSpan = columns.length;
+      return element("tr", null, name, reason);
+    }
+    const { gops } = baseline.timing, { total } = baseline;
+    return element(
+      "tr",
+      null,
+      name,
+      timeCell(baseline),
+      td(null, gops === null ? "–" : numberText(gops)),
+      speedupCell(baseline),
+      td(null, worstText(total.rel_l2)),
+      td(null, total.cosine === null ? "–" : figureText(total.cosine, "cosine")),
+    );
+  });
+  const headings = columns.map((name) => th(null, "col", name));
+  document.getElementById("baselines").replaceChildren(
+    element("thead", null, element("tr", null, th("first text", "col", "Baseline"), ...headings)),
+    element("tbody", null, ...rows),
   );
 }
 
