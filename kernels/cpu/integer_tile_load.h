@@ -89,9 +89,11 @@ static void prepare_tile(task *t, int32_t count)
 static const product_code *narrow_codes(task *t, int32_t values, int offset)
 {
     if (CODES == 2) return (const product_code *)t->wide;
+    const int16_t *restrict wide = t->wide;
+    product_code *restrict narrow = t->narrow;
     for (int32_t i = 0; i < values; i++)
-        t->narrow[i] = (product_code)(t->wide[i] + offset);
-    return t->narrow;
+        narrow[i] = (product_code)(wide[i] + offset);
+    return narrow;
 }
 
 /* Tokens from `first` on, `count` of them and zeros up to `padded`, as rows. */
@@ -122,17 +124,24 @@ static void lay_out_keys(task *t, const product_code *rows, int32_t from, int32_
     }
 }
 
+/* 16 channels of CODES rows side by side. */
+INLINE void interleave(const product_code *restrict in, int32_t stride, product_code *restrict out)
+{
+    for (int i = 0; i < BLOCK; i++)
+        for (int n = 0; n < CODES; n++)
+            out[i * CODES + n] = in[n * stride + i];
+}
+
 /* Keys [from, to) of the tile, multiples of 32, from rows to V's layout. */
 static void lay_out_values(task *t, const product_code *rows, int32_t from, int32_t to)
 {
+    const int32_t head_dim = t->head_dim, channels = t->channels;
     for (int32_t at = from; at < to; at += CODES) {
         const int32_t key = at / CHUNK * CHUNK + packed_key(at % CHUNK) - from;
-        const product_code *in = rows + (int64_t)key * t->head_dim;
+        const product_code *in = rows + (int64_t)key * head_dim;
         product_code *out = t->v + at * BLOCK;
-        for (int32_t c = 0; c < t->channels; c += BLOCK, out += HR_INTEGER_TILE * BLOCK)
-            for (int i = 0; i < BLOCK; i++)
-                for (int n = 0; n < CODES; n++)
-                    out[i * CODES + n] = in[n * t->head_dim + c + i];
+        for (int32_t c = 0; c < channels; c += BLOCK, out += HR_INTEGER_TILE * BLOCK)
+            interleave(in + c, head_dim, out);
     }
 }
 
