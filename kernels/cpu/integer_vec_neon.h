@@ -1,0 +1,175 @@
+/*
+ * Vectors of the integer kernels (integer_tile.h) on NEON with the dot-product instructions: 4
+ * words of 32 bits, or 8 of 16 bits. The functions of integer_vec_avx2.h, where they are described.
+ *
+ * Operands are bytes, four to a dword. sdot multiplies Q and K as they are; P is unsigned, so V is
+ * code + 128 and udot multiplies those.
+ */
+#ifndef HEADROOM_INTEGER_VEC_NEON_H
+#define HEADROOM_INTEGER_VEC_NEON_H
+
+#include <arm_neon.h>
+#include <stdint.h>
+
+#include "integer_softmax.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef int32x4_t ivec;
+typedef float32x4_t fvec;
+typedef uint16x8_t wvec;
+typedef int8_t product_code;
+
+/* 32 registers hold 6 x 4 accumulators, 4 operands and a broadcast. */
+enum { WIDTH = 4, ROWS = 6, VECS = 4 };
+enum { CODES = 4, K_OFFSET = 0, V_OFFSET = 128 };
+
+INLINE void add_products(ivec *sum, ivec a, ivec b, bool a_unsigned)
+{
+    if (a_unsigned)
+        *sum = vreinterpretq_s32_u32(vdotq_u32(vreinterpretq_u32_s32(*sum), vreinterpretq_u8_s32(b),
+                                               vreinterpretq_u8_s32(a)));
+    else
+        *sum = vdotq_s32(*sum, vreinterpretq_s8_s32(b), vreinterpretq_s8_s32(a));
+}
+
+INLINE ivec ivec_set(int32_t x)
+{
+    return vdupq_n_s32(x);
+}
+
+INLINE ivec ivec_load(const void *source)
+{
+    return vreinterpretq_s32_u8(vld1q_u8(source));
+}
+
+INLINE void ivec_store(void *target, ivec x)
+{
+    vst1q_u8(target, vreinterpretq_u8_s32(x));
+}
+
+INLINE fvec fvec_of(ivec x)
+{
+    return vcvtq_f32_s32(x);
+}
+
+INLINE fvec fvec_set(float x)
+{
+    return vdupq_n_f32(x);
+}
+
+INLINE fvec fvec_load(const float *source)
+{
+    return vld1q_f32(source);
+}
+
+INLINE void fvec_store(float *target, fvec x)
+{
+    vst1q_f32(target, x);
+}
+
+INLINE fvec fvec_mul(fvec a, fvec b)
+{
+    return vmulq_f32(a, b);
+}
+
+INLINE fvec fvec_sub(fvec a, fvec b)
+{
+    return vsubq_f32(a, b);
+}
+
+INLINE fvec fvec_fma(fvec a, fvec b, fvec c)
+{
+    return vfmaq_f32(c, a, b);
+}
+
+INLINE wvec wvec_set(uint16_t x)
+{
+    return vdupq_n_u16(x);
+}
+
+INLINE wvec wvec_load(const void *source)
+{
+    return vreinterpretq_u16_u8(vld1q_u8(source));
+}
+
+INLINE void wvec_store(void *target, wvec x)
+{
+    vst1q_u8(target, vreinterpretq_u8_u16(x));
+}
+
+INLINE wvec wvec_min(wvec a, wvec b)
+{
+    return vminq_u16(a, b);
+}
+
+INLINE wvec wvec_sub(wvec a, wvec b)
+{
+    return vqsubq_u16(a, b);
+}
+
+INLINE uint16_t wvec_least(wvec x)
+{
+    return vminvq_u16(x);
+}
+
+INLINE wvec wvec_hide(wvec x, wvec key, int16_t lo, int16_t hi)
+{
+    const int16x8_t at = vreinterpretq_s16_u16(key);
+    const uint16x8_t before = vcltq_s16(at, vdupq_n_s16(lo));
+    return vorrq_u16(x, vorrq_u16(before, vcgeq_s16(at, vdupq_n_s16(hi))));
+}
+
+/* Conversion and narrowing both stop at the ends of their ranges. */
+INLINE wvec round_logits(fvec low, fvec high)
+{
+    return vcombine_u16(vqmovun_s32(vcvtnq_s32_f32(low)), vqmovun_s32(vcvtnq_s32_f32(high)));
+}
+
+INLINE ivec add_weights(ivec sum, wvec e, wvec factor)
+{
+    const int16x8_t a = vreinterpretq_s16_u16(e), b = vreinterpretq_s16_u16(factor);
+    const ivec low = vmull_s16(vget_low_s16(a), vget_low_s16(b));
+    return vaddq_s32(sum, vpaddq_s32(low, vmull_high_s16(a, b)));
+}
+
+INLINE uint16x4_t from_half(uint16x4_t x)
+{
+    return vmovn_u32(vcvtnq_u32_f32(vcvt_f32_f16(vreinterpret_f16_u16(x))));
+}
+
+/* The table's index is the low byte of a word; 255 in the high one reads as 0. */
+INLINE void weights_of(wvec e[VECS])
+{
+    const uint8x16x4_t table = vld1q_u8_x4(hr_integer_bend);
+    for (int w = 0; w < VECS; w++) {
+        const uint16x8_t index =
+            vorrq_u16(vandq_u16(vshrq_n_u16(e[w], 4), vdupq_n_u16(63)), vdupq_n_u16(0xff00));
+        const uint8x16_t bend = vqtbl4q_u8(table, vreinterpretq_u8_u16(index));
+        const uint16x8_t half = vqsubq_u16(e[w], vreinterpretq_u16_u8(bend));
+        e[w] = vcombine_u16(from_half(vget_low_u16(half)), from_half(vget_high_u16(half)));
+    }
+}
+
+/* P of 32 keys; returns total with their sums. */
+INLINE ivec store_weights(product_code *p, const wvec e[VECS], ivec total)
+{
+    for (int w = 0; w < VECS; w += 2) {
+        const uint8x16_t bytes = vcombine_u8(vqrshrn_n_u16(e[w], 7), vqrshrn_n_u16(e[w + 1], 7));
+        vst1q_u8((uint8_t *)p + w * 8, bytes);
+        total =
+            vreinterpretq_s32_u32(vdotq_u32(vreinterpretq_u32_s32(total), bytes, vdupq_n_u8(1)));
+    }
+    return total;
+}
+
+INLINE void transpose(ivec v[WIDTH])
+{
+    const int32x4x2_t a = vtrnq_s32(v[0], v[1]), b = vtrnq_s32(v[2], v[3]);
+    v[0] = vcombine_s32(vget_low_s32(a.val[0]), vget_low_s32(b.val[0]));
+    v[1] = vcombine_s32(vget_low_s32(a.val[1]), vget_low_s32(b.val[1]));
+    v[2] = vcombine_s32(vget_high_s32(a.val[0]), vget_high_s32(b.val[0]));
+    v[3] = vcombine_s32(vget_high_s32(a.val[1]), vget_high_s32(b.val[1]));
+}
+
+#endif
