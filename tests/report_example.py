@@ -328,6 +328,7 @@ def make_report(num_layers=6, num_heads=12, rows=None, nonfinite_head=None, seed
         },
         "top_k": 8,
         "configs": configs,
+        "baselines": [],
         "pareto": pareto(configs),
         "choice": choose(configs, BUDGET),
     }

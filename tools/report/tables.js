@@ -183,9 +183,9 @@ function configHead(view, columns) {
   );
 }
 
-/* What the configs of a GPU are compared with; nothing on the CPU and in reports of old. */
+/* What the configs of a GPU are compared with; nothing on the CPU. */
 function drawBaselines(report) {
-  const baselines = report.baselines || [];
+  const baselines = report.baselines;
   document.getElementById("baselines-section").hidden = baselines.length === 0;
   const columns = ["ms", "GOP/s", "× bf16", "relative L2", "Cosine"];
   const rows = baselines.map((baseline) => {
