@@ -430,15 +430,16 @@ INLINE void decode_range(decode_state *s, const hr_kernel_range *range, const co
     }
 }
 
-/* The body of the decode kernels; `kind` is a constant, and so is `parts` unless it is 0. */
-INLINE void decode_rows(const hr_kernel_args *args, code_kind kind, int32_t parts)
+/* The body of the decode kernels; `kind` is a constant, and so is `row_bytes` unless it is 0. */
+INLINE void decode_rows(const hr_kernel_args *args, code_kind kind, int32_t row_bytes)
 {
     code_rows k = integer_rows(args, &args->k, kind, 128),
               v = integer_rows(args, &args->v, kind, 0);
-    if (parts) { /* whole ones: let the compiler know */
-        k.parts = v.parts = parts;
-        k.whole = v.whole = true;
-        k.row_bytes = v.row_bytes = (size_t)parts * PART;
+    if (row_bytes) { /* let the compiler know */
+        k.parts = v.parts = (row_bytes + PART - 1) / PART;
+        k.whole = v.whole = row_bytes % PART == 0;
+        k.row_bytes = v.row_bytes = (size_t)row_bytes;
+        k.last = v.last = ~UINT64_C(0) >> (PART - 1 - (row_bytes - 1) % PART);
     }
     decode_state *s = args->scratch;
     s->args = args;
@@ -470,14 +471,16 @@ INLINE void decode_rows(const hr_kernel_args *args, code_kind kind, int32_t part
         finish_row(s, row, kind != CODES_BYTES);
 }
 
-/* Rows of one or two whole cache lines are compiled on their own. */
+/* Rows of a half, one and two cache lines are compiled on their own. */
 INLINE void integer_decode(const hr_kernel_args *args, code_kind kind)
 {
     const int32_t row_bytes = args->head_dim / (kind == CODES_BYTES ? 1 : 2);
-    if (row_bytes == PART)
-        decode_rows(args, kind, 1);
+    if (row_bytes == PART / 2)
+        decode_rows(args, kind, PART / 2);
+    else if (row_bytes == PART)
+        decode_rows(args, kind, PART);
     else if (row_bytes == 2 * PART)
-        decode_rows(args, kind, 2);
+        decode_rows(args, kind, 2 * PART);
     else
         decode_rows(args, kind, 0);
 }
