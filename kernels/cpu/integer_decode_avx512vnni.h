@@ -8,9 +8,9 @@
  *     x, P    as in prefill, 256 keys at a time
  *     T, O    4 keys' values rearranged, dpbusd with P; O keeps that order of channels to the end
  *
- * One or two rows take the vectors straight from the registers they were rearranged in, for more
- * rows they go through the first-level cache. The limit is memory; with eight rows and 4-bit codes
- * the two vector ports are the limit instead.
+ * One or two rows take K as it lies, a sum of a key in each vector, and V straight from the
+ * registers it was rearranged in; for more rows both go through the first-level cache. The limit is
+ * memory; with eight rows and 4-bit codes the two vector ports are the limit instead.
  */
 #ifndef HEADROOM_INTEGER_DECODE_AVX512VNNI_H
 #define HEADROOM_INTEGER_DECODE_AVX512VNNI_H
