@@ -27,20 +27,25 @@ void hr_integer_expand_nibbles(const hr_kernel_operand *operand, int32_t head_di
     const int32_t width = grouped ? operand->block : head_dim, groups = head_dim / width;
     const int fraction = hr_integer_fraction(operand);
     int8_t levels[16];
+    int16_t pairs[256][2]; /* what the two nibbles of a byte stand for */
     hr_nibble_levels(operand->dtype, 0, levels);
+    for (int byte = 0; byte < 256; byte++) {
+        pairs[byte][0] = levels[byte & 15];
+        pairs[byte][1] = levels[byte >> 4];
+    }
     for (int64_t token = first; token < first + count; token++) {
         const int64_t slot = hr_kernel_slot(operand, token);
         const uint8_t *codes = (const uint8_t *)operand->codes + slot * head_dim / 2;
         const int64_t index = scale_index(operand, groups, token);
         const float token_scale = hr_integer_token_scale(operand, head_dim, token);
         int16_t *row = rows + (token - first) * head_dim;
-        for (int32_t c = 0; c < head_dim; c++) {
-            int32_t group = c / width;
-            int32_t code = levels[codes[c / 2] >> (c % 2 * 4) & 15];
-            if (operand->dtype == HR_DTYPE_U4) code -= operand->zero_point[index + group];
-            row[c] = grouped ? hr_integer_group_code(code, operand->scale[index + group],
-                                                     token_scale, fraction)
-                             : (int16_t)code;
-        }
+        for (int32_t b = 0; b < head_dim / 2; b++)
+            memcpy(row + 2 * b, pairs[codes[b]], sizeof pairs[0]);
+        for (int32_t g = 0; g < groups && operand->dtype == HR_DTYPE_U4; g++)
+            for (int32_t c = g * width; c < (g + 1) * width; c++)
+                row[c] = (int16_t)(row[c] - operand->zero_point[index + g]);
+        for (int32_t c = 0; c < head_dim && grouped; c++)
+            row[c] = hr_integer_group_code(row[c], operand->scale[index + c / width], token_scale,
+                                           fraction);
     }
 }

@@ -195,7 +195,7 @@ INLINE void weigh_row(task *t, int r, row_state *row, uint16_t n, const key_span
         total = store_weights(t->p[r] + key, e, total);
     }
     t->p_init[r] = 0;
-    if (V_OFFSET) {
+    if (V_OFFSET != 0) {
         int32_t lane[WIDTH];
         ivec_store(lane, total);
         for (int i = 0; i < WIDTH; i++)
@@ -297,7 +297,7 @@ static void begin_rows(task *t, int32_t count, int32_t rows)
     for (int32_t index = 0; index < rows; index++) {
         row_state row = {.m = -INFINITY, .e = HR_INTEGER_NO_TILE};
         const int32_t i = args->q_begin + index;
-        for (int32_t c = 0; c < t->head_dim && K_OFFSET; c++)
+        for (int32_t c = 0; c < t->head_dim; c++)
             row.init -= K_OFFSET * q[index * t->head_dim + c];
         if (index < count) {
             row.factor = hr_integer_row_factor(args, i);
