@@ -32,10 +32,10 @@ static void run(const integer_case *c, int32_t splits, float *o, float *lse)
     hr_plan_free(plan);
 }
 
-Test(decode, a_million_keys)
+static void check_a_million_keys(const char *recipe)
 {
     integer_case c;
-    make_integer_case(&c, "int8:k.transform=none", 1, KEYS, DIM);
+    make_integer_case(&c, recipe, 1, KEYS, DIM);
     set_token(&c.packed.q, 0, 127, 1);
     memset(c.packed.k.codes, 0, (size_t)KEYS * DIM);
     memset(c.packed.v.codes, 127, (size_t)KEYS * DIM);
@@ -63,6 +63,12 @@ Test(decode, a_million_keys)
             cr_expect_float_eq(o[i], -50, 1e-4, "%d splits: %g", splits, (double)o[i]);
     }
     free_integer_case(&c);
+}
+
+Test(decode, a_million_keys)
+{
+    check_a_million_keys("int8:k.transform=none");
+    check_a_million_keys("int8:k.transform=none,p.dtype=i16");
 }
 
 /* The same with floating-point codes: x is [KEYS][1][FLOAT_DIM]. */

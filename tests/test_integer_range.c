@@ -168,12 +168,13 @@ Test(integer_range, logits_in_the_thousands)
     }
 }
 
-/* All weights 255 and all V codes 127 for a million keys: int32 sums over 66,313 keys overflow. */
-Test(integer_range, a_million_keys_do_not_overflow)
+/* All weights 255 and all V codes 127 for a million keys: int32 sums over 66,313 keys overflow, and
+ * with P in I16 over 519. */
+static void check_a_million_keys(const char *recipe)
 {
     const int32_t keys = 1 << 20;
     integer_case c;
-    make_integer_case(&c, INT8, 2, keys, 8);
+    make_integer_case(&c, recipe, 2, keys, 8);
     for (int32_t i = 0; i < 2; i++)
         set_token(&c.packed.q, i, 1, 0.01f);
     for (int32_t j = 0; j < keys; j++) {
@@ -186,6 +187,12 @@ Test(integer_range, a_million_keys_do_not_overflow)
         cr_assert_float_eq(c.o[i], 127, 127 * 2.5e-4);
     cr_assert_float_eq(c.lse[0], 20 * log(2) + 8e-4, 2.5e-4);
     free_integer_case(&c);
+}
+
+Test(integer_range, a_million_keys_do_not_overflow)
+{
+    check_a_million_keys(INT8);
+    check_a_million_keys(INT8_P16);
 }
 
 /* The largest dot product, 256 * 127 * 127, of both signs: the accumulators start at 1.5 * 2^23. */

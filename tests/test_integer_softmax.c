@@ -73,6 +73,9 @@ Test(integer_softmax, weights_are_within_their_error)
     cr_assert_geq(worst, 0.8 * HR_INTEGER_WEIGHT_ERROR, "the bound is loose: %.3g", worst);
     cr_assert_leq(sqrt(squares / 1024), 1e-3);
     cr_assert_eq(hr_integer_weight(0), 32640);
+    /* so that 15 bits hold P in I16, 8 and 7 of them */
+    for (int d = 0; d < 16 * 1024; d++)
+        cr_assert(hr_integer_weight(d) <= 32640 && hr_integer_weight(d) >> 7 <= 255);
     cr_assert_eq(hr_integer_weight(16 * 1024), 0);
     cr_assert_eq(hr_integer_weight(65535), 0);
     /* the first key that stopped at 65535, from the largest N that 16 bits hold */

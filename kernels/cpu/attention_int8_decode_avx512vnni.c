@@ -5,12 +5,21 @@
 #include "integer_decode_avx512vnni.h"
 #include "kernel_rows.h"
 
-void hr_attention_int8_decode_avx512vnni(const hr_kernel_args *args)
+static void decode_bytes(const hr_kernel_args *args)
 {
     integer_decode(args, CODES_BYTES);
 }
 
-size_t hr_attention_int8_decode_avx512vnni_scratch(int32_t head_dim)
-{
-    return integer_decode_scratch(head_dim);
-}
+#define DEFINE_ENTRY(recipe)                                                                       \
+    void hr_attention_##recipe##_avx512vnni(const hr_kernel_args *args)                            \
+    {                                                                                              \
+        decode_bytes(args);                                                                        \
+    }                                                                                              \
+    size_t hr_attention_##recipe##_avx512vnni_scratch(int32_t head_dim)                            \
+    {                                                                                              \
+        return integer_decode_scratch(head_dim);                                                   \
+    }
+
+/* One row of kernels.def a format of P; hr_kernel_args.p_dtype tells the code which it is. */
+DEFINE_ENTRY(int8_decode)
+DEFINE_ENTRY(int8_p16_decode)

@@ -22,7 +22,7 @@
 static inline size_t integer_decode_scratch(int32_t head_dim)
 {
     const size_t vectors = ((size_t)head_dim + 127) / 128 * 8; /* no kind of codes fills more */
-    return sizeof(decode_state) + DECODE_ROWS * vectors * 3 * sizeof(__m512i);
+    return sizeof(decode_state) + DECODE_ROWS * vectors * 4 * sizeof(__m512i);
 }
 
 /* What the whole tile costs; sets step_cost. */
@@ -30,7 +30,7 @@ static int32_t tile_cost(decode_state *s, int32_t parts)
 {
     const int32_t load = s->vectors * LOAD_COST;
     const int32_t rest = PREPARE_COST + SOFTMAX_COST * s->rows;
-    if (s->rows > 2) return FEW_STEPS * (load + s->vectors * MULTIPLY_COST * s->rows) + rest;
+    if (!s->few) return FEW_STEPS * (load + s->vectors * MULTIPLY_COST * s->rows) + rest;
     const int32_t lines = 2 * DECODE_TILE * parts * LINE_COST;
     s->step_cost = (lines - rest) / FEW_STEPS > load ? (lines - rest) / FEW_STEPS : load;
     return FEW_STEPS * s->step_cost + rest;
@@ -219,8 +219,16 @@ INLINE void make_row_weights(decode_state *s, const code_rows *k, const code_row
             if (wide) add_weights(&rest[i / 2], e[i], _mm512_load_si512(columns->rest + at));
         }
 #pragma GCC unroll 4
-        for (int r = 0; r < rows; r++)
-            _mm512_store_si512(s->p[row + r] + j, pack_weights(e[2 * r], e[2 * r + 1], &c));
+        for (int r = 0; r < rows; r++) {
+            if (!s->precise) {
+                _mm512_store_si512(s->p[row + r] + j, pack_weights(e[2 * r], e[2 * r + 1], &c));
+                continue;
+            }
+            __m512i p[2];
+            pack_precise_weights(e[2 * r], e[2 * r + 1], p);
+            _mm512_store_si512(s->p[row + r] + j, p[0]);
+            _mm512_store_si512(s->p[s->rows + row + r] + j, p[1]);
+        }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
@@ -254,7 +262,11 @@ static void add_outputs(decode_state *s)
         const __m512i *t = s->t + row * s->vectors;
         float *o = s->o + row * s->vectors * 16;
         for (int32_t i = 0; i < s->vectors; i++) {
-            const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(t + i));
+            __m512i total = _mm512_load_si512(t + i);
+            if (s->precise)
+                total = _mm512_add_epi32(_mm512_slli_epi32(total, 7),
+                                         _mm512_load_si512(t + s->rows * s->vectors + i));
+            const __m512 sum = _mm512_cvtepi32_ps(total);
             const __m512 old = _mm512_mul_ps(_mm512_load_ps(o + 16 * i), alpha);
             _mm512_store_ps(o + 16 * i, _mm512_fmadd_ps(sum, beta, old));
         }
@@ -308,7 +320,7 @@ INLINE void decode_few(decode_state *s, const code_rows *k, const code_rows *v, 
 /* One tile for any number of rows. */
 INLINE void decode_many(decode_state *s, const code_rows *k, const code_rows *v, code_kind kind)
 {
-    const int32_t vectors = s->vectors;
+    const int32_t vectors = s->vectors, value_rows = s->precise ? 2 * s->rows : s->rows;
     for (int32_t key = s->from; key < s->end; key += KEY_STEP) {
         load_keys(s, k, v, key, kind);
         for (int32_t row = 0, rows; row < s->rows; row += rows) {
@@ -328,8 +340,8 @@ INLINE void decode_many(decode_state *s, const code_rows *k, const code_rows *v,
         const int32_t quads = left < VALUE_STEP / 4 ? left : VALUE_STEP / 4;
         load_values(s, k, v, key, quads, kind);
         for (int32_t vector = 0; vector < vectors; vector += 4)
-            for (int32_t row = 0, rows; row < s->rows; row += rows) {
-                rows = s->rows - row >= 4 ? 4 : s->rows - row >= 2 ? 2 : 1;
+            for (int32_t row = 0, rows; row < value_rows; row += rows) {
+                rows = value_rows - row >= 4 ? 4 : value_rows - row >= 2 ? 2 : 1;
                 prefetch_share(&s->walk.ahead, k, v, quads * 4 * MULTIPLY_COST * rows);
                 if (rows == 4)
                     multiply_values(s, row, 4, vector, key, quads);
@@ -349,9 +361,9 @@ INLINE void decode_tile(decode_state *s, const code_rows *k, const code_rows *v,
         gather_zero_points(&s->args->k, s->first, s->count, s->k_zero);
         gather_zero_points(&s->args->v, s->first, s->count, s->v_zero);
     }
-    if (s->rows == 1)
+    if (s->few && s->rows == 1)
         decode_few(s, k, v, 1, kind);
-    else if (s->rows == 2)
+    else if (s->few)
         decode_few(s, k, v, 2, kind);
     else
         decode_many(s, k, v, kind);
@@ -381,7 +393,7 @@ static void begin_row(decode_state *s, int32_t row, bool nibbles)
         const int32_t byte = nibbles ? c / 2 : c, half = nibbles ? c % 2 : 0;
         const int32_t k = byte / PART * 4 + byte % 16 / 4, lane = byte % PART / 16;
         sum += codes[c];
-        if (s->rows <= 2) {
+        if (s->few) {
             out[(byte / PART * (nibbles ? 2 : 1) + half) * PART + byte % PART] = codes[c];
             continue;
         }
@@ -445,13 +457,15 @@ INLINE void decode_rows(const hr_kernel_args *args, code_kind kind, int32_t row_
     s->args = args;
     s->rows = args->heads * (args->q_end - args->q_begin);
     s->vectors = vectors_of(&k, kind);
+    s->precise = args->p_dtype == HR_DTYPE_I16;
+    s->few = s->rows <= 2 && !s->precise;
     assert(s->rows >= 1 && s->rows <= DECODE_ROWS);
     assert(args->head_dim % 8 == 0 && args->head_dim <= HR_INTEGER_MAX_HEAD_DIM);
     assert(args->k.pages == args->v.pages && args->k.page_slots == args->v.page_slots);
     const int32_t rows = s->rows, padded = (rows + 15) / 16 * 16;
     s->q = (__m512i *)(s + 1);
     s->t = s->q + DECODE_ROWS * s->vectors;
-    s->o = (float *)(s->t + DECODE_ROWS * s->vectors);
+    s->o = (float *)(s->t + 2 * DECODE_ROWS * s->vectors);
     memset(s->o, 0, (size_t)(rows * s->vectors) * sizeof(__m512i));
     memset(s->l, 0, (size_t)rows * sizeof s->l[0]);
     for (int32_t row = 0; row < padded; row++) {

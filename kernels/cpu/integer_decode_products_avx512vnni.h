@@ -27,7 +27,7 @@ typedef struct decode_state {
     ALIGNED float x[DECODE_ROWS][X_STRIDE]; /* the bits of 1.5 * 2^23 + S */
     /* Y of step 3, keys j and j + 16 packed together. */
     ALIGNED uint16_t y[DECODE_ROWS][DECODE_TILE];
-    ALIGNED uint8_t p[DECODE_ROWS][DECODE_TILE];
+    ALIGNED uint8_t p[2 * DECODE_ROWS][DECODE_TILE]; /* P in I16: high bits, then the low 7 */
     ALIGNED float l[DECODE_ROWS][HR_INTEGER_LANES];
     ALIGNED float m[DECODE_ROWS], e[DECODE_ROWS], a[DECODE_ROWS], largest[DECODE_ROWS];
     ALIGNED int32_t least[DECODE_ROWS]; /* N */
@@ -51,8 +51,10 @@ typedef struct decode_state {
     tile_exponents exponents;
     int32_t step_cost; /* of a product of four keys, for prefetch_share; with one or two rows */
     bool half;         /* the CPU has AVX512-FP16 */
+    bool precise;      /* P in I16: rows of P and T are twice as many */
+    bool few;          /* decode_few does it */
     __m512i *q; /* [rows][vectors], in the order of a K block, four times; few rows: as codes lie */
-    __m512i *t; /* [rows][vectors] int32, in the order of a V block */
+    __m512i *t; /* [rows, twice if precise][vectors] int32, in the order of a V block */
     float *o;   /* the same order */
 } decode_state;
 
