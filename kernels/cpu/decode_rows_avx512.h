@@ -45,15 +45,17 @@ typedef struct code_rows {
     const hr_kernel_operand *operand;
     const uint8_t *codes;
     size_t row_bytes;
+    int32_t doubled; /* 1: rows have twice the bytes of those that tile_rows counts; else 0 */
     int32_t parts;
-    bool whole;     /* the last part is full */
-    __mmask64 last; /* bytes of the last part */
+    int32_t filled; /* parts that have bytes of the row; those after them are zeros */
+    bool whole;     /* all parts are full */
+    __mmask64 last; /* bytes of the last filled part */
     __m512i levels; /* what nibbles stand for; see integer_decode_load_avx512vnni.h */
 } code_rows;
 
 /*
- * Where the rows of a tile lie, of K and of V: row j at codes + at[j]. Rows past the sequence
- * repeat its last.
+ * Where the rows of a tile lie, of K and of V: row j at codes + at[j], or twice that. Rows past the
+ * sequence repeat its last.
  */
 typedef struct tile_rows {
     ALIGNED int64_t at[DECODE_TILE];
@@ -63,6 +65,7 @@ static inline code_rows rows_of(const hr_kernel_operand *operand, size_t row_byt
 {
     code_rows rows = {.operand = operand, .codes = operand->codes, .row_bytes = row_bytes};
     rows.parts = (int32_t)((row_bytes + PART - 1) / PART);
+    rows.filled = rows.parts;
     const size_t last = row_bytes - (size_t)(rows.parts - 1) * PART;
     rows.whole = last == PART;
     rows.last = ~UINT64_C(0) >> (PART - last);
@@ -92,8 +95,13 @@ static inline void find_rows(const code_rows *rows, int64_t first, int32_t count
 /* 64 bytes of a row, zeros past its end. */
 DECODE_INLINE __m512i load_part(const code_rows *rows, const uint8_t *row, int32_t part)
 {
-    if (rows->whole || part + 1 < rows->parts) return _mm512_loadu_si512(row + part * PART);
-    return _mm512_maskz_loadu_epi8(rows->last, row + part * PART);
+    if (rows->whole || part + 1 < rows->filled) return _mm512_loadu_si512(row + part * PART);
+    return _mm512_maskz_loadu_epi8(part < rows->filled ? rows->last : 0, row + part * PART);
+}
+
+DECODE_INLINE const uint8_t *row_at(const code_rows *rows, int64_t at)
+{
+    return rows->codes + (at << rows->doubled);
 }
 
 /* Where four keys from `key` on lie. */
@@ -102,7 +110,7 @@ DECODE_INLINE void four_rows(const code_rows *rows, const tile_rows *tile, int32
 {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
-        row[i] = rows->codes + tile->at[key + i];
+        row[i] = row_at(rows, tile->at[key + i]);
 }
 
 /* v[i] dword k of a lane <-> v[k] dword i of the lane. */
@@ -128,7 +136,7 @@ typedef struct prefetcher {
 
 DECODE_INLINE void prefetch_row(const code_rows *rows, int64_t at)
 {
-    const char *row = (const char *)rows->codes + at;
+    const char *row = (const char *)row_at(rows, at);
     for (int32_t part = 0; part < rows->parts; part++)
         _mm_prefetch(row + part * PART, _MM_HINT_T1);
 }
@@ -137,7 +145,7 @@ DECODE_INLINE void prefetch_row(const code_rows *rows, int64_t at)
 DECODE_INLINE void prefetch_scales(const code_rows *rows, int64_t at)
 {
     const hr_kernel_operand *operand = rows->operand;
-    const int64_t slot = at / (int64_t)rows->row_bytes;
+    const int64_t slot = (at << rows->doubled) / (int64_t)rows->row_bytes;
     if (operand->granularity != HR_GRANULARITY_TOKEN) return;
     _mm_prefetch((const char *)(operand->scale + slot), _MM_HINT_T1);
     if (operand->zero_point) _mm_prefetch((const char *)(operand->zero_point + slot), _MM_HINT_T1);
@@ -171,7 +179,7 @@ DECODE_INLINE void prefetch_near(const code_rows *rows, const tile_rows *tile, i
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
-        const char *row = (const char *)rows->codes + at[i];
+        const char *row = (const char *)row_at(rows, at[i]);
         for (int32_t part = 0; part < rows->parts; part++)
             _mm_prefetch(row + part * PART, _MM_HINT_T0);
     }

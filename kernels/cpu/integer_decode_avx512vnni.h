@@ -31,7 +31,7 @@ static int32_t tile_cost(decode_state *s, int32_t parts)
     const int32_t load = s->vectors * LOAD_COST;
     const int32_t rest = PREPARE_COST + SOFTMAX_COST * s->rows;
     if (!s->few) return FEW_STEPS * (load + s->vectors * MULTIPLY_COST * s->rows) + rest;
-    const int32_t lines = 2 * DECODE_TILE * parts * LINE_COST;
+    const int32_t lines = DECODE_TILE * parts * LINE_COST;
     s->step_cost = (lines - rest) / FEW_STEPS > load ? (lines - rest) / FEW_STEPS : load;
     return FEW_STEPS * s->step_cost + rest;
 }
@@ -311,7 +311,7 @@ INLINE void decode_few(decode_state *s, const code_rows *k, const code_rows *v, 
         score_keys(s, k, v, rows, key, kind);
     update_softmax(s, k, v);
     int32_t part = 0;
-    for (; kind == CODES_BYTES && part + 2 <= v->parts; part += 2)
+    for (; kind_of_v(kind) == CODES_BYTES && part + 2 <= v->parts; part += 2)
         sum_values(s, k, v, rows, part, 2, kind);
     for (; part < v->parts; part++)
         sum_values(s, k, v, rows, part, 1, kind);
@@ -437,26 +437,36 @@ INLINE void decode_range(decode_state *s, const hr_kernel_range *range, const co
         s->from = range->begin > s->first ? (range->begin - s->first) / 64 * 64 : 0;
         s->to = end < DECODE_TILE ? (end + 63) / 64 * 64 : DECODE_TILE;
         s->end = s->count < s->to ? s->count : s->to;
-        walk_to(&s->walk, s->args, k, s->first, s->count, tile_cost(s, k->parts));
+        walk_to(&s->walk, s->args, k->doubled ? v : k, s->first, s->count,
+                tile_cost(s, k->parts + v->parts));
         decode_tile(s, k, v, kind);
     }
 }
 
-/* The body of the decode kernels; `kind` is a constant, and so is `row_bytes` unless it is 0. */
-INLINE void decode_rows(const hr_kernel_args *args, code_kind kind, int32_t row_bytes)
+/* Lets the compiler know how long rows are. */
+INLINE void set_row_bytes(code_rows *rows, int32_t row_bytes)
 {
+    rows->parts = rows->filled = (row_bytes + PART - 1) / PART;
+    rows->whole = row_bytes % PART == 0;
+    rows->row_bytes = (size_t)row_bytes;
+    rows->last = ~UINT64_C(0) >> (PART - 1 - (row_bytes - 1) % PART);
+}
+
+/* The body of the decode kernels; `kind` is a constant, and so are the bytes unless 0. */
+INLINE void decode_rows(const hr_kernel_args *args, code_kind kind, int32_t k_bytes,
+                        int32_t v_bytes)
+{
+    const bool k_nibbles = kind_of_k(kind) != CODES_BYTES,
+               v_nibbles = kind_of_v(kind) != CODES_BYTES;
     code_rows k = integer_rows(args, &args->k, kind, 128),
               v = integer_rows(args, &args->v, kind, 0);
-    if (row_bytes) { /* let the compiler know */
-        k.parts = v.parts = (row_bytes + PART - 1) / PART;
-        k.whole = v.whole = row_bytes % PART == 0;
-        k.row_bytes = v.row_bytes = (size_t)row_bytes;
-        k.last = v.last = ~UINT64_C(0) >> (PART - 1 - (row_bytes - 1) % PART);
-    }
+    if (k_bytes) set_row_bytes(&k, k_bytes);
+    if (v_bytes) set_row_bytes(&v, v_bytes);
     decode_state *s = args->scratch;
     s->args = args;
     s->rows = args->heads * (args->q_end - args->q_begin);
-    s->vectors = vectors_of(&k, kind);
+    s->vectors = vectors_of(&k, kind_of_k(kind));
+    assert(s->vectors == vectors_of(&v, kind_of_v(kind)));
     s->precise = args->p_dtype == HR_DTYPE_I16;
     s->few = s->rows <= 2 && !s->precise;
     assert(s->rows >= 1 && s->rows <= DECODE_ROWS);
@@ -473,7 +483,7 @@ INLINE void decode_rows(const hr_kernel_args *args, code_kind kind, int32_t row_
         s->e[row] = HR_INTEGER_NO_TILE;
     }
     for (int32_t row = 0; row < rows; row++)
-        begin_row(s, row, kind != CODES_BYTES);
+        begin_row(s, row, k_nibbles);
 
     s->walk.found = -1;
     s->exponents.f = INT32_MIN; /* no tile's F */
@@ -482,21 +492,26 @@ INLINE void decode_rows(const hr_kernel_args *args, code_kind kind, int32_t row_
         if (hr_kernel_visit(args, i, &range)) decode_range(s, &range, &k, &v, kind);
     }
     for (int32_t row = 0; row < rows; row++)
-        finish_row(s, row, kind != CODES_BYTES);
+        finish_row(s, row, v_nibbles);
 }
 
 /* Rows of a half, one and two cache lines are compiled on their own. */
 INLINE void integer_decode(const hr_kernel_args *args, code_kind kind)
 {
-    const int32_t row_bytes = args->head_dim / (kind == CODES_BYTES ? 1 : 2);
-    if (row_bytes == PART / 2)
-        decode_rows(args, kind, PART / 2);
-    else if (row_bytes == PART)
-        decode_rows(args, kind, PART);
-    else if (row_bytes == 2 * PART)
-        decode_rows(args, kind, 2 * PART);
+    const bool same = kind_of_k(kind) == kind_of_v(kind);
+    const int32_t row_bytes = args->head_dim / (kind_of_k(kind) == CODES_BYTES ? 1 : 2);
+    if (same && row_bytes == PART / 2)
+        decode_rows(args, kind, PART / 2, PART / 2);
+    else if (same && row_bytes == PART)
+        decode_rows(args, kind, PART, PART);
+    else if (same && row_bytes == 2 * PART)
+        decode_rows(args, kind, 2 * PART, 2 * PART);
+    else if (kind == CODES_BYTES_NIBBLES && row_bytes == 2 * PART)
+        decode_rows(args, kind, 2 * PART, PART);
+    else if (kind == CODES_NIBBLES_BYTES && row_bytes == PART)
+        decode_rows(args, kind, PART, 2 * PART);
     else
-        decode_rows(args, kind, 0);
+        decode_rows(args, kind, 0, 0);
 }
 
 #endif

@@ -21,20 +21,43 @@
 typedef enum code_kind {
     CODES_BYTES,
     CODES_NIBBLES,
-    CODES_SHIFTED /* nibbles less the token's zero point */
+    CODES_SHIFTED,       /* nibbles less the token's zero point */
+    CODES_BYTES_NIBBLES, /* of K, and of V */
+    CODES_NIBBLES_BYTES
 } code_kind;
+
+INLINE code_kind kind_of_k(code_kind kind)
+{
+    if (kind == CODES_BYTES_NIBBLES) return CODES_BYTES;
+    return kind == CODES_NIBBLES_BYTES ? CODES_NIBBLES : kind;
+}
+
+INLINE code_kind kind_of_v(code_kind kind)
+{
+    if (kind == CODES_BYTES_NIBBLES) return CODES_NIBBLES;
+    return kind == CODES_NIBBLES_BYTES ? CODES_BYTES : kind;
+}
 
 INLINE int32_t vectors_of(const code_rows *rows, code_kind kind)
 {
     return rows->parts * (kind == CODES_BYTES ? 4 : 8);
 }
 
-/* `offset` is added to every level: dpbusd takes K as unsigned numbers. */
+/*
+ * K (offset 128) or V (0) of a kernel; dpbusd takes K as unsigned numbers, so the offset is added
+ * to every level. Bytes beside nibbles get an even number of parts: both then fill as many vectors.
+ */
 static inline code_rows integer_rows(const hr_kernel_args *args, const hr_kernel_operand *operand,
-                                     code_kind kind, int offset)
+                                     code_kind kinds, int offset)
 {
+    const code_kind kind = offset ? kind_of_k(kinds) : kind_of_v(kinds);
     const size_t head_dim = (size_t)args->head_dim;
     code_rows rows = rows_of(operand, kind == CODES_BYTES ? head_dim : head_dim / 2);
+    if (kind == CODES_BYTES && kinds != CODES_BYTES) {
+        rows.doubled = 1;
+        rows.whole = rows.whole && rows.parts % 2 == 0;
+        rows.parts = (rows.parts + 1) / 2 * 2;
+    }
     if (kind == CODES_BYTES) return rows;
     int8_t levels[16], table[64];
     hr_nibble_levels(operand->dtype, 0, levels);

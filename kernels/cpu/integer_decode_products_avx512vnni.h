@@ -98,8 +98,9 @@ INLINE __m512i sum_dwords(const __m512i v[4])
  * constant.
  */
 INLINE void score_keys(decode_state *s, const code_rows *k, const code_rows *v, int rows,
-                       int32_t key, code_kind kind)
+                       int32_t key, code_kind kinds)
 {
+    const code_kind kind = kind_of_k(kinds);
     const int planes = kind == CODES_BYTES ? 1 : 2;
     __m512i sum[2][4];
 #pragma GCC unroll 4
@@ -137,8 +138,9 @@ INLINE void score_keys(decode_state *s, const code_rows *k, const code_rows *v, 
 
 /* Keys [key, key + 16) of the tile to k_block: [4 of 4 keys][part][vectors of key_vectors]. */
 INLINE void load_keys(decode_state *s, const code_rows *k, const code_rows *v, int32_t key,
-                      code_kind kind)
+                      code_kind kinds)
 {
+    const code_kind kind = kind_of_k(kinds);
     const int planes = kind == CODES_BYTES ? 1 : 2;
     __m512i *out = (__m512i *)s->k_block;
     for (int g = 0; g < 4; g++) {
@@ -205,8 +207,9 @@ INLINE __m512i four_weights(const decode_state *s, int32_t row, int32_t key)
  * parts are constants; eight sums a row.
  */
 INLINE void sum_values(decode_state *s, const code_rows *k, const code_rows *v, int rows,
-                       int32_t part, int parts, code_kind kind)
+                       int32_t part, int parts, code_kind kinds)
 {
+    const code_kind kind = kind_of_v(kinds);
     const int vectors = kind == CODES_BYTES ? 4 : 8;
     __m512i sum[2][2][8];
 #pragma GCC unroll 2
@@ -248,8 +251,9 @@ INLINE void sum_values(decode_state *s, const code_rows *k, const code_rows *v, 
 
 /* Keys [key, key + 4 quads) of the tile to v_block: [quad][part][vectors of value_vectors]. */
 INLINE void load_values(decode_state *s, const code_rows *k, const code_rows *v, int32_t key,
-                        int32_t quads, code_kind kind)
+                        int32_t quads, code_kind kinds)
 {
+    const code_kind kind = kind_of_v(kinds);
     const int vectors = kind == CODES_BYTES ? 4 : 8;
     __m512i *out = (__m512i *)s->v_block;
     for (int32_t end = key + 4 * quads; key < end; key += 4) {
