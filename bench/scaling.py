@@ -4,6 +4,7 @@
     cmake --build --preset release --target scaling
     scaling.py measure --results FILE           all curves; some: --curves GLOB,... --recipes ...
     scaling.py report FILE
+    scaling.py page FILE -o PAGE                writes them into docs/cpu-scaling.md
     scaling.py plot FILE -o DIRECTORY           cpu-scaling.svg (needs matplotlib)
 
 Every point is a fresh process of bench/scaling.c, so that its peak memory is its own. Curves can be
@@ -20,6 +21,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bench" / "peers"))
 
+import page
 import run as peers_run
 
 RECIPES = ("int8", "int4", "fp8", "bf16")
@@ -87,6 +89,34 @@ def print_curve(curve):
               f"of it scratch {one['rss_run'] / 2**20:6.2f}", flush=True)
 
 
+def rate_tables(results):
+    """One table a curve that grows with seqlen: recipes down, lengths across."""
+    for name, what in (("prefill", "GFLOP/s"), ("decode", "µs a query")):
+        curves = {c["recipe"]: c["points"] for c in results["curves"] if c["name"] == name}
+        head = [f"{point['seqlen_kv'] // 1024}k" for point in next(iter(curves.values()), [])]
+        lines = []
+        for recipe in (r for r in RECIPES if r in curves):
+            figures = [p["flops"] / p["seconds"] * 1e-9 if name == "prefill" else 1e6 * p["seconds"]
+                       for p in curves[recipe]]
+            lines.append([recipe, *(f"{figure:.0f}" for figure in figures)])
+        yield from page.table([f"{name}, {what}", *head], lines)
+        yield ""
+
+
+def section(path, results):
+    yield (f"{page.machine_of(results)}, one thread; all points are in "
+           f"[the results](../bench/results/{path.name}).")
+    yield ""
+    yield from rate_tables(results)
+    most = max(p["rss_run"] for c in results["curves"] for p in c["points"]) / 2**20
+    yield f"No point of any curve took more than {most:.1f} MiB for plan and runs together."
+
+
+def write_page(arguments):
+    path = pathlib.Path(arguments.file)
+    page.replace(pathlib.Path(arguments.output), section(path, peers_run.read_results(path)))
+
+
 def draw(results, folder):
     """Above: time. Below: what attention itself adds to the resident set, beside the operands."""
     import matplotlib
@@ -139,6 +169,11 @@ def parse():
     verb.add_argument("file")
     verb.set_defaults(run=lambda a: [print_curve(c) for c in
                                      peers_run.read_results(a.file)["curves"]])
+    verb = verbs.add_parser("page", help="write a results file into the page of the docs")
+    verb.add_argument("file")
+    verb.add_argument("-o", "--output", default=str(ROOT / "docs" / "cpu-scaling.md"),
+                      metavar="PAGE")
+    verb.set_defaults(run=write_page)
     verb = verbs.add_parser("plot", help="the plot of a results file")
     verb.add_argument("file")
     verb.add_argument("-o", "--output", default=str(ROOT / "docs"), metavar="DIRECTORY")

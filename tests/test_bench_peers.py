@@ -7,8 +7,10 @@ import io
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -16,10 +18,13 @@ PEERS = ROOT / "bench" / "peers"
 RESULTS = ROOT / "bench" / "results"
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(PEERS))
+sys.path.insert(0, str(ROOT / "bench"))
 
+import page
 import peers
 import report
 import run
+import scaling
 
 
 def burst(date, figures, row="decode-d128-32k-8x8-cold", threads=1):
@@ -179,6 +184,31 @@ class Results(unittest.TestCase):
         del bad["bursts"][0]["commit"]
         with self.assertRaises(self.error):
             self.validate(bad, self.schema)
+
+
+class Pages(unittest.TestCase):
+    """A page names the results file it shows, and shows what is in it."""
+
+    def check(self, name, section):
+        path = ROOT / "docs" / name
+        text = path.read_text()
+        (results,) = set(re.findall(r"\.\./bench/results/([\w.-]+-cpu-[a-z]+\.json)\)", text))
+        with tempfile.TemporaryDirectory() as folder:
+            again = pathlib.Path(folder) / name
+            again.write_text(text)
+            page.replace(again, section(RESULTS / results, run.read_results(RESULTS / results)))
+            self.assertEqual(text, again.read_text(), f"docs/{name} is not what its results say")
+
+    def test_peers(self):
+        self.check("cpu-peers.md", page.section)
+
+    def test_scaling(self):
+        self.check("cpu-scaling.md", scaling.section)
+
+    def test_a_page_without_a_place_for_results(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".md") as file:
+            with self.assertRaisesRegex(SystemExit, "wants one line"):
+                page.replace(pathlib.Path(file.name), [])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Tables, ratios and bars from a results file of run.py."""
 
+import fnmatch
 import statistics
 
 
@@ -93,12 +94,11 @@ BARS = (
     ("decode GQA, best 4-bit", "decode-*-8x2-*", FOUR, "headroom/int4", 1.5),
     ("decode cold, INT4 and ggml f16", "decode-*-8x8-cold", GGML, "headroom/int4", 4.5),
 )
+TWO_THREADS = 1.9
 
 
-def print_bars(results):
-    import fnmatch
-
-    print("\nbars, 1 thread: the least ratio to the fastest of the peers named")
+def bars(results):
+    """(what, row name, least ratio, bar, the peer that decides) of every bar that was measured."""
     for what, rows, names, ours_name, bar in BARS:
         for row_name, entries in newest(results, 1).items():
             if not fnmatch.fnmatch(row_name, rows):
@@ -106,59 +106,35 @@ def print_bars(results):
             ratios = [(ratio(burst, entry, named(burst, ours_name)), name)
                       for name, (burst, entry) in entries.items()
                       if name.startswith(names) and named(burst, ours_name)]
-            if not ratios:
-                continue
-            least, name = min(ratios)
-            verdict = "met" if least >= bar else "NOT MET"
-            print(f"  {what:34} {row_name:26} {least:6.2f} >= {bar:<5} {verdict:8} ({name})")
+            if ratios:
+                least, name = min(ratios)
+                yield what, row_name, least, bar, name
 
 
-def print_threads(results):
-    lines = []
+def print_bars(results):
+    print("\nbars, 1 thread: the least ratio to the fastest of the peers named")
+    for what, row_name, least, bar, name in bars(results):
+        verdict = "met" if least >= bar else "NOT MET"
+        print(f"  {what:34} {row_name:26} {least:6.2f} >= {bar:<5} {verdict:8} ({name})")
+
+
+def both_threads(results):
+    """(row name, recipe, times as fast as one thread)."""
     for row_name, entries in newest(results, 2).items():
         for recipe in ("int8", "int4"):
             if f"headroom-1/{recipe}" not in entries or f"headroom/{recipe}" not in entries:
                 continue
             burst, one = entries[f"headroom-1/{recipe}"]
-            times = ratio(burst, one, named(burst, f"headroom/{recipe}"))
-            lines.append(f"  {row_name:26} {recipe:5} {times:6.2f} >= 1.9   "
-                         f"{'met' if times >= 1.9 else 'NOT MET'}")
+            yield row_name, recipe, ratio(burst, one, named(burst, f"headroom/{recipe}"))
+
+
+def print_threads(results):
+    lines = [f"  {row_name:26} {recipe:5} {times:6.2f} >= {TWO_THREADS}   "
+             f"{'met' if times >= TWO_THREADS else 'NOT MET'}"
+             for row_name, recipe, times in both_threads(results)]
     if lines:
         print("\nbar, both threads: times as fast as one")
         print("\n".join(lines))
-
-
-def cell(found):
-    """Rate and, of a peer, how many times as fast Headroom is."""
-    if not found:
-        return "–"
-    burst, entry = found
-    if entry["unit"] != "s":
-        return f"{median_of(entry):.0f}"
-    text = f"{rate(burst['row'], median_of(entry))[0]:.3g}"
-    ours = opponent(burst, entry)
-    if is_ours(entry["name"]) or not ours:
-        return text
-    return f"{text} ({ratio(burst, entry, ours):.1f}×)"
-
-
-def print_markdown(results):
-    """One table a phase, one thread: rows are participants, columns the problems."""
-    rows = newest(results, 1)
-    for phase, unit in (("prefill", "GFLOP/s"), ("decode", "GB/s as if in 16 bits")):
-        columns = [name for name in rows if name.startswith(phase)]
-        if not columns:
-            continue
-        names = dict.fromkeys(name for column in columns for name in rows[column])
-        short = [column.removeprefix(phase + "-") for column in columns]
-        print(f"| {phase}, {unit} | error | " + " | ".join(short) + " |")
-        print("|---" * (len(columns) + 2) + "|")
-        for name in sorted(names, key=lambda n: (not is_ours(n), n)):
-            errors = [rows[c][name][1]["rel_l2"] for c in columns if name in rows[c]]
-            error = f"{max(errors):.0e}" if None not in errors else ""
-            cells = (cell(rows[column].get(name)) for column in columns)
-            print(f"| {name} | {error} | " + " | ".join(cells) + " |")
-        print()
 
 
 def print_all(results):

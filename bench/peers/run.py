@@ -5,6 +5,7 @@
     run.py prepare                              inputs and FP64 references (build/peers/inputs)
     run.py measure --results FILE               all rows; or some: --rows GLOB --peers GLOB,...
     run.py report FILE                          the table, ratios and bars of a results file
+    run.py page FILE -o PAGE                    writes them into docs/cpu-peers.md
     run.py plot FILE -o DIRECTORY               its plots, SVG (needs matplotlib)
     run.py check FILE...                        validates results against the schema
     run.py list                                 rows, participants, and which of them are built
@@ -27,6 +28,7 @@ import subprocess
 import sys
 import time
 
+import page
 import peers
 import report
 
@@ -309,6 +311,11 @@ def plot(arguments):
     plotting.draw(read_results(arguments.file), pathlib.Path(arguments.output))
 
 
+def write_page(arguments):
+    path = pathlib.Path(arguments.file)
+    page.replace(pathlib.Path(arguments.output), page.section(path, read_results(path)))
+
+
 def words(text):
     return text.split(",")
 
@@ -337,9 +344,12 @@ def parse():
     verb.set_defaults(run=measure)
     verb = verbs.add_parser("report", help="table and bars of a results file")
     verb.add_argument("file")
-    verb.add_argument("--markdown", action="store_true", help="tables for a page, without bars")
-    verb.set_defaults(run=lambda a: (report.print_markdown if a.markdown else report.print_all)(
-        read_results(a.file)))
+    verb.set_defaults(run=lambda a: report.print_all(read_results(a.file)))
+    verb = verbs.add_parser("page", help="write a results file into the page of the docs")
+    verb.add_argument("file")
+    verb.add_argument("-o", "--output", default=str(peers.ROOT / "docs" / "cpu-peers.md"),
+                      metavar="PAGE")
+    verb.set_defaults(run=write_page)
     verb = verbs.add_parser("plot", help="plots of a results file")
     verb.add_argument("file")
     verb.add_argument("-o", "--output", default=str(peers.ROOT / "docs"), metavar="DIRECTORY")
