@@ -37,7 +37,7 @@ INLINE void multiply(const product_code *a, int64_t stride, const product_code *
 }
 
 /* S of a group's rows with the keys of chunks [begin, end). */
-static void multiply_keys(task *t, int32_t first_row, int32_t begin, int32_t end)
+static inline void multiply_keys(task *t, int32_t first_row, int32_t begin, int32_t end)
 {
     const product_code *q = t->q + (int64_t)first_row * t->head_dim;
     for (int32_t key = begin * CHUNK; key < end * CHUNK; key += BLOCK) {
@@ -54,7 +54,7 @@ static void multiply_keys(task *t, int32_t first_row, int32_t begin, int32_t end
 }
 
 /* O of a group's rows with the keys of chunks [begin, end). */
-static void multiply_values(task *t, int32_t first_row, int32_t begin, int32_t end)
+static inline void multiply_values(task *t, int32_t first_row, int32_t begin, int32_t end)
 {
     const product_code *v_tile = t->v + begin * CHUNK * BLOCK;
     float *o = t->o + (int64_t)first_row * t->channels;
@@ -134,10 +134,10 @@ static int32_t round_exact(task *t, float n, const key_span *span)
 static float make_exact(task *t, int r, const row_state *row, float a, const key_span *span,
                         bool values)
 {
-    const hr_kernel_args *args = t->args;
+    const hr_kernel_args *args = row->args;
     const tile_scales *tile = &t->tile;
     const float slope = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E) * HR_INTEGER_OCTAVE;
-    const int64_t diagonal = (int64_t)args->q_begin + (row - t->row) + args->shift - t->first;
+    const int64_t diagonal = (int64_t)row->query + args->shift - t->first;
     float least = INFINITY;
     for (int32_t j = span->lo; j < span->hi; j++) {
         const float product = (float)t->s[r][j] * tile->k[j];
@@ -161,7 +161,7 @@ static float make_exact(task *t, int r, const row_state *row, float a, const key
 static uint16_t score_row(task *t, int r, const row_state *row, float a, const key_span *span,
                           float *offset)
 {
-    const bool plain = t->args->softcap == 0 && t->args->alibi_slope == 0;
+    const bool plain = row->args->softcap == 0 && row->args->alibi_slope == 0;
     float exact = 0;
     if (!plain) exact = make_exact(t, r, row, a, span, true);
     const int32_t least = plain ? round_scores(t, r, a, span) : round_exact(t, 0, span);
@@ -263,7 +263,7 @@ static void update_row(task *t, int r, row_state *row, const key_span *span, dou
 }
 
 /* One tile for the six rows from `first_row` on. */
-static void update_group(task *t, int32_t first_row, double unit)
+static inline void update_group(task *t, int32_t first_row, double unit)
 {
     key_span span[ROWS];
     int32_t begin = CHUNKS, end = 0;
@@ -287,7 +287,7 @@ static void update_group(task *t, int32_t first_row, double unit)
 }
 
 /* Q, and rows that have seen nothing; those that fill up the last group never see anything. */
-static void begin_rows(task *t, int32_t count, int32_t rows)
+static inline void begin_rows(task *t, int32_t count, int32_t rows)
 {
     const hr_kernel_args *args = t->args;
     const product_code *q =
@@ -295,8 +295,8 @@ static void begin_rows(task *t, int32_t count, int32_t rows)
     memcpy(t->q, q, (size_t)(rows * t->head_dim) * sizeof *q);
     memset(t->o, 0, (size_t)(rows * t->channels) * sizeof *t->o);
     for (int32_t index = 0; index < rows; index++) {
-        row_state row = {.m = -INFINITY, .e = HR_INTEGER_NO_TILE};
         const int32_t i = args->q_begin + index;
+        row_state row = {.args = args, .query = i, .m = -INFINITY, .e = HR_INTEGER_NO_TILE};
         for (int32_t c = 0; c < t->head_dim; c++)
             row.init -= K_OFFSET * q[index * t->head_dim + c];
         if (index < count) {
@@ -308,7 +308,7 @@ static void begin_rows(task *t, int32_t count, int32_t rows)
 }
 
 /* Step 7. */
-static void finish_row(const task *t, int32_t index)
+static inline void finish_row(const task *t, int32_t index)
 {
     const hr_kernel_args *args = t->args;
     const row_state *row = &t->row[index];
@@ -322,8 +322,8 @@ static void finish_row(const task *t, int32_t index)
     scale_by_power(out, t->head_dim, row->e);
 }
 
-static void integer_tile_run(const hr_kernel_args *args, hr_integer_expand expand_k,
-                             hr_integer_expand expand_v)
+static inline void integer_tile_run(const hr_kernel_args *args, hr_integer_expand expand_k,
+                                    hr_integer_expand expand_v)
 {
     const int32_t count = args->q_end - args->q_begin, rows = (count + ROWS - 1) / ROWS * ROWS;
     assert(count >= 1 && count <= TASK_ROWS);
@@ -335,7 +335,7 @@ static void integer_tile_run(const hr_kernel_args *args, hr_integer_expand expan
     t->head_dim = args->head_dim;
     t->channels = (args->head_dim + BLOCK - 1) / BLOCK * BLOCK;
     t->v_fraction = hr_integer_fraction(&args->v);
-    lay_out_task(t, args->head_dim);
+    lay_out_task(t, args->scratch, args->head_dim);
     for (int32_t i = 0; i < CHUNK; i++)
         t->packed_keys[i] = (int16_t)packed_key(i);
     begin_rows(t, count, rows);
@@ -357,10 +357,10 @@ static void integer_tile_run(const hr_kernel_args *args, hr_integer_expand expan
         finish_row(t, index);
 }
 
-static size_t integer_tile_scratch(int32_t head_dim)
+static inline size_t integer_tile_scratch(int32_t head_dim)
 {
     task unused;
-    return lay_out_task(&unused, head_dim);
+    return lay_out_task(&unused, NULL, head_dim);
 }
 
 /* The entries of one recipe and instruction set. */

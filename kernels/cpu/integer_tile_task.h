@@ -36,6 +36,8 @@ static inline int32_t packed_key(int32_t position)
 
 typedef struct row_state {
     float l[HR_INTEGER_LANES];
+    const hr_kernel_args *args; /* its head's */
+    int32_t query;
     double factor; /* c_i, without log2(e) when capped */
     double bias;   /* natural units */
     float m;
@@ -55,14 +57,14 @@ typedef struct tile_scales {
 
 typedef struct task {
     tile_scales tile;
-    int32_t s[ROWS][HR_INTEGER_TILE];      /* S of a group */
-    product_code p[ROWS][HR_INTEGER_TILE]; /* its P, in packed order */
-    int32_t p_init[ROWS];                  /* what its products with V start at */
-    float alpha_o[ROWS], beta_o[ROWS];
+    int32_t (*s)[HR_INTEGER_TILE];      /* S of a group's rows */
+    product_code (*p)[HR_INTEGER_TILE]; /* their P, in packed order */
+    int32_t *p_init;                    /* what their products with V start at */
+    float *alpha_o, *beta_o;
     uint16_t y[HR_INTEGER_TILE];  /* of one row, in packed order */
     float exact[HR_INTEGER_TILE]; /* y of one row in FP32, where it is needed */
     int16_t packed_keys[CHUNK];   /* packed_key */
-    row_state row[TASK_ROWS];
+    row_state *row;               /* all rows */
     const hr_kernel_args *args;
     hr_integer_expand expand_k, expand_v;
     int32_t head_dim, channels; /* channels: head_dim rounded up to 16 */
@@ -75,31 +77,34 @@ typedef struct task {
     product_code *narrow; /* and as products take them */
 } task;
 
-static size_t align_up(size_t bytes)
+/* The next `bytes` of the scratch at `base`, or NULL where it is only measured. */
+static inline void *carve(char *base, size_t *used, size_t bytes)
 {
-    return (bytes + 63) / 64 * 64;
+    void *part = base ? base + *used : NULL;
+    *used += (bytes + 63) / 64 * 64;
+    return part;
 }
 
-/* Lays the arrays out behind the task; returns the bytes of all. */
-static size_t lay_out_task(task *t, int32_t head_dim)
+/* Lays the arrays of a task out behind it, unless base, where it stands, is NULL; bytes of all. */
+static inline size_t lay_out_task(task *t, char *base, int32_t head_dim)
 {
-    char *base = (char *)t;
-    const size_t channels = ((size_t)head_dim + BLOCK - 1) / BLOCK * BLOCK;
-    const size_t values = HR_INTEGER_TILE * (size_t)head_dim + SLACK;
-    size_t at = align_up(sizeof(task));
-    t->o = (float *)(base + at);
-    at += align_up(TASK_ROWS * channels * sizeof *t->o);
-    t->q = (product_code *)(base + at);
-    at += align_up(TASK_ROWS * (size_t)head_dim * sizeof *t->q);
-    t->k = (product_code *)(base + at);
-    at += align_up(HR_INTEGER_TILE * (size_t)head_dim * sizeof *t->k);
-    t->v = (product_code *)(base + at);
-    at += align_up(HR_INTEGER_TILE * channels * sizeof *t->v);
-    t->wide = (int16_t *)(base + at);
-    at += align_up(values * sizeof *t->wide);
-    t->narrow = (product_code *)(base + at);
-    at += align_up(values * sizeof *t->narrow);
-    return at;
+    const size_t row = (size_t)head_dim, channels = (row + BLOCK - 1) / BLOCK * BLOCK;
+    const size_t values = HR_INTEGER_TILE * row + SLACK;
+    size_t used = 0;
+    carve(base, &used, sizeof *t);
+    t->s = carve(base, &used, ROWS * sizeof *t->s);
+    t->p = carve(base, &used, ROWS * sizeof *t->p);
+    t->p_init = carve(base, &used, ROWS * sizeof *t->p_init);
+    t->alpha_o = carve(base, &used, ROWS * sizeof *t->alpha_o);
+    t->beta_o = carve(base, &used, ROWS * sizeof *t->beta_o);
+    t->row = carve(base, &used, TASK_ROWS * sizeof *t->row);
+    t->o = carve(base, &used, TASK_ROWS * channels * sizeof *t->o);
+    t->q = carve(base, &used, TASK_ROWS * row * sizeof *t->q);
+    t->k = carve(base, &used, HR_INTEGER_TILE * row * sizeof *t->k);
+    t->v = carve(base, &used, HR_INTEGER_TILE * channels * sizeof *t->v);
+    t->wide = carve(base, &used, values * sizeof *t->wide);
+    t->narrow = carve(base, &used, values * sizeof *t->narrow);
+    return used;
 }
 
 #endif
