@@ -4,6 +4,7 @@
 #include "error_sums.h"
 
 #include <math.h>
+#include <stdbool.h>
 
 static void add_pair(hr_error_sums *sums, double x, double r)
 {
@@ -67,12 +68,27 @@ static double cosine(const hr_error_sums *sums)
     return sums->square_value == sums->square_reference ? 1 : 0;
 }
 
+/*
+ * What HR_DTYPE_C4, which has no level of zero, leaves of exact zeros is nothing either: packing
+ * gives them a scale of 2^-60, and a level is at most 127.
+ */
+static bool is_zero_of_c4(const hr_error_sums *sums)
+{
+    return sums->abs_reference == 0 && sums->max_abs <= 0x1p-53;
+}
+
 hr_error hr_error_sums_finish(const hr_error_sums *sums)
 {
     hr_error error = {NAN, NAN, NAN, NAN, NAN, NAN, sums->count, sums->nonfinite};
     if (sums->count == 0 || sums->nonfinite > 0) return error;
     error.max_abs = sums->max_abs;
     error.rmse = sqrt(sums->square_error / (double)sums->count);
+    if (is_zero_of_c4(sums)) {
+        error.rel_l1 = error.rel_l2 = 0;
+        error.cosine = 1;
+        error.sqnr_db = INFINITY;
+        return error;
+    }
     error.rel_l1 = ratio(sums->abs_error, sums->abs_reference);
     error.rel_l2 = ratio(sqrt(sums->square_error), sqrt(sums->square_reference));
     error.cosine = cosine(sums);

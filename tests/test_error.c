@@ -108,6 +108,20 @@ Test(error, zero_references)
     cr_assert_float_eq(e.sqnr_db, 0, 1e-15);
 }
 
+/* The largest a 4-bit codebook makes of a zero passes as one; twice that does not. */
+Test(error, zeros_in_a_codebook_without_zero)
+{
+    const float codes[2] = {127 * 0x1p-60f, -0x1p-53f}, larger[2] = {0, 0x1p-52f};
+    const double reference[2] = {0, 0}, tiny_reference[2] = {0, 0x1p-60};
+    hr_error e = measure(codes, reference, 2);
+    cr_assert(e.rel_l1 == 0 && e.rel_l2 == 0 && e.cosine == 1 && e.sqnr_db == INFINITY);
+    cr_assert(e.max_abs == 0x1p-53 && e.rmse > 0);
+    e = measure(larger, reference, 2);
+    cr_assert(e.rel_l1 == INFINITY && e.rel_l2 == INFINITY && e.cosine == 0);
+    e = measure(codes, tiny_reference, 2);
+    cr_assert(e.rel_l2 > 100);
+}
+
 /* Squares of the largest and smallest floats stay inside double. */
 Test(error, extreme_magnitudes)
 {
