@@ -8,6 +8,7 @@ Chromium or jsonschema, unless HEADROOM_EXPECT contains "browser".
 """
 
 import json
+import math
 import os
 import pathlib
 import re
@@ -56,6 +57,30 @@ def render(report, folder, name):
         subprocess.run([RENDER, str(source)], check=True, stdout=subprocess.PIPE).stdout
     )
     return page
+
+
+def uniform_words(report, budget):
+    """What the page says about one recipe for all heads."""
+    rows = []
+    for config in report["configs"]:
+        errors = check_report.head_errors(config)
+        size = {key: math.inf if error is None else error for key, error in errors.items()}
+        broken = [key for key in sorted(size) if not size[key] <= budget]
+        broken.sort(key=lambda key: -size[key])
+        rows.append((config["kv_bits"], max(size.values()), config["id"], broken))
+    chosen = min((row for row in rows if not row[3]), default=None, key=lambda row: row[:2])
+    narrower = [row for row in rows if not chosen or row[0] < chosen[0]]
+    words = "No recipe here meets the budget on all heads. "
+    if chosen:
+        words = f"One recipe for all heads: {chosen[2]} ({chosen[0]:g} bits), worst head "
+        words += f"{chosen[1]:#.3g}. " if chosen[1] >= 1e-3 else f"{chosen[1]:.1e}. "
+    if narrower:
+        bits, _, ident, broken = min(narrower, key=lambda row: (len(row[3]), row[0]))
+        heads = ", ".join(f"layer {layer} head {head}" for layer, head in broken[:8])
+        more = f" and {len(broken) - 8} more." if len(broken) > 8 else "."
+        plural = "" if len(broken) == 1 else "s"
+        words += f"{ident} ({round(bits, 2):g} bits) breaks {len(broken)} head{plural}: {heads}{more}"
+    return words
 
 
 class ReportPage(unittest.TestCase):
@@ -128,6 +153,7 @@ class ReportPage(unittest.TestCase):
         self.assertAlmostEqual(float(match[5]), check_report.mean_bits(report, bits), delta=0.051)
         legend = sorted(map(int, page.texts("#share-legend b")))
         self.assertEqual(legend, sorted(ids.count(ident) for ident in set(ids)))
+        self.assertEqual(page.text("#uniform"), uniform_words(report, budget))
 
     def test_page_is_self_contained(self):
         text = self.example.read_text(encoding="utf-8")

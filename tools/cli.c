@@ -85,6 +85,15 @@ long cli_number(const char *option, const char *text, long low, long high)
     return value;
 }
 
+double cli_relative_error(const char *option, const char *text)
+{
+    char *end;
+    double value = strtod(text, &end);
+    if (*text == 0 || *end != 0 || !(value > 0) || isinf(value))
+        cli_bad_argument("%s is \"%s\"; it takes a relative error > 0 such as 0.05", option, text);
+    return value;
+}
+
 hr_device cli_parse_device(const char *text)
 {
     hr_device device;

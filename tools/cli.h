@@ -69,6 +69,9 @@ hr_device cli_parse_device(const char *text);
 /* Reads a whole number in [low, high], or ends with a usage error that names the option. */
 long cli_number(const char *option, const char *text, long low, long high);
 
+/* Likewise a relative error: a finite number above 0. */
+double cli_relative_error(const char *option, const char *text);
+
 /* Prints "headroom VERB: message" to stderr and returns CLI_FAILED (or CLI_USAGE). */
 int cli_fail(const char *format, ...) HR_PRINTF(1, 2);
 int cli_usage(const char *format, ...) HR_PRINTF(1, 2);

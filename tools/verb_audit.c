@@ -45,7 +45,6 @@ static const struct argp_option options[] = {
 static error_t parse(int key, char *text, struct argp_state *state)
 {
     audit_arguments *arguments = state->input;
-    char *end;
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[1] = &arguments->mask;
@@ -54,10 +53,7 @@ static error_t parse(int key, char *text, struct argp_state *state)
         arguments->observers = text;
         return 0;
     case KEY_BUDGET:
-        arguments->budget = strtod(text, &end);
-        if (*text == 0 || *end != 0 || !(arguments->budget > 0) || isinf(arguments->budget))
-            cli_bad_argument("--budget is \"%s\"; it takes a relative error > 0 such as 0.05",
-                             text);
+        arguments->budget = cli_relative_error("--budget", text);
         return 0;
     case KEY_REPEATS:
         arguments->repeats = cli_number("--repeats", text, 1, 10000);
@@ -144,7 +140,7 @@ static void worst_head(const hr_audit *audit, const hr_audit_config *config, int
 
 static int widest_id(const hr_audit *audit)
 {
-    int widest = 0;
+    int widest = (int)strlen("recipe/observer");
     for (int32_t c = 0; c < audit->config_count; c++) {
         int width = (int)strlen(audit->configs[c].id);
         if (width > widest) widest = width;
@@ -171,6 +167,20 @@ static void print_baselines(const hr_audit *audit, int width)
     }
 }
 
+/* A median far above the fastest pass means that something else had the processors. */
+static void print_unsteady(const hr_audit *audit)
+{
+    const double usual = 1.5;
+    double largest = 0;
+    for (int32_t c = 0; c < audit->config_count; c++)
+        largest =
+            fmax(largest, audit->configs[c].timing.median_ms / audit->configs[c].timing.min_ms);
+    if (largest > usual)
+        printf("Speeds are doubtful: a median is %.1f times the fastest pass. Is the machine busy? "
+               "Try --threads 1 or more --repeats.\n",
+               largest);
+}
+
 static void print_table(const hr_audit *audit)
 {
     int width = widest_id(audit);
@@ -191,6 +201,7 @@ static void print_table(const hr_audit *audit)
                worst);
     }
     print_baselines(audit, width);
+    print_unsteady(audit);
     printf("Errors are relative L2 of O; times are medians of %d, attention alone, %d thread%s.\n",
            audit->configs[0].timing.repeats, audit->threads, cli_s(audit->threads));
 }
@@ -216,6 +227,51 @@ static int32_t next_by_bits(const hr_audit *audit, int32_t last)
     return next;
 }
 
+/* How many heads exceed the budget with a config, and the largest error; NaN exceeds any. */
+static int32_t count_broken(const hr_audit *audit, int32_t config, double budget, double *worst)
+{
+    int32_t broken = 0;
+    *worst = 0;
+    for (int32_t h = 0; h < audit->head_offset[audit->layer_count]; h++) {
+        double error = audit->configs[config].heads[h].total.rel_l2;
+        broken += !(error <= budget);
+        if (!(error <= *worst)) *worst = error;
+    }
+    return broken;
+}
+
+/*
+ * The config of fewest bits that every head can live with, and of the narrower ones that which
+ * breaks the fewest heads.
+ */
+static void print_uniform(const hr_audit *audit, double budget)
+{
+    int32_t chosen = -1, close = -1, least = INT32_MAX;
+    double best = INFINITY, worst;
+    for (int32_t c = next_by_bits(audit, -1); c >= 0; c = next_by_bits(audit, c)) {
+        if (chosen >= 0 && audit->configs[c].kv_bits > audit->configs[chosen].kv_bits) break;
+        if (count_broken(audit, c, budget, &worst) > 0 || !(worst < best)) continue;
+        chosen = c;
+        best = worst;
+    }
+    for (int32_t c = next_by_bits(audit, -1); c >= 0; c = next_by_bits(audit, c)) {
+        if (chosen >= 0 && audit->configs[c].kv_bits >= audit->configs[chosen].kv_bits) break;
+        int32_t broken = count_broken(audit, c, budget, &worst);
+        if (broken >= least) continue;
+        least = broken;
+        close = c;
+    }
+    if (chosen >= 0)
+        printf("One recipe for all heads: %s, %.2f bits, worst head %.2e",
+               audit->configs[chosen].id, audit->configs[chosen].kv_bits, best);
+    else
+        printf("No recipe here meets it on all heads");
+    if (close >= 0)
+        printf("; %s (%.2f bits) breaks %d head%s", audit->configs[close].id,
+               audit->configs[close].kv_bits, least, cli_s(least));
+    printf(".\n");
+}
+
 static int print_choice(const hr_audit *audit, double budget)
 {
     int32_t heads = audit->head_offset[audit->layer_count];
@@ -234,6 +290,7 @@ static int print_choice(const hr_audit *audit, double budget)
     }
     int32_t unmet = count_choice(choice, heads, -1);
     if (unmet > 0) printf("  %4d cannot live with any of these recipes\n", unmet);
+    print_uniform(audit, budget);
     free(choice);
     return CLI_OK;
 }

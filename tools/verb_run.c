@@ -1,6 +1,7 @@
 /*
  * headroom run FILE -o OUT: attention over a recording (packed on the way) or over a packed file.
- * Writes O and LSE of every layer; --check prints the error against the FP64 reference.
+ * Writes O and LSE of every layer; --check prints the error against the FP64 reference, and
+ * --check=MAX fails, after O is written, where a layer's is larger.
  */
 #include <math.h>
 #include <stdio.h>
@@ -16,6 +17,7 @@ typedef struct run_arguments {
     cli_files files;
     hr_device device;
     bool check;
+    double check_max; /* of rel_l2; infinite: any */
 } run_arguments;
 
 enum { KEY_DEVICE = 256 };
@@ -26,7 +28,8 @@ static const struct argp_option options[] = {
     {"recipe", 'r', "RECIPE", 0, "Recipe (default: the profile's)", 0},
     {"kernel", 'k', "NAME", 0,
      "Run this kernel (default: the best one; headroom kernels lists them)", 0},
-    {"check", 'c', NULL, 0, "Print the error against the FP64 reference", 0},
+    {"check", 'c', "MAX", OPTION_ARG_OPTIONAL,
+     "Print the error against the FP64 reference; fail when a layer's relative L2 is above MAX", 0},
     CLI_DEVICE_OPTION(KEY_DEVICE),
     {0},
 };
@@ -40,6 +43,7 @@ static error_t parse(int key, char *text, struct argp_state *state)
         return cli_child_input(state, &arguments->common);
     case 'c':
         arguments->check = true;
+        if (text) arguments->check_max = cli_relative_error("--check", text);
         return 0;
     case KEY_DEVICE:
         arguments->device = cli_parse_device(text);
@@ -302,13 +306,17 @@ static int report_json(const run_arguments *arguments, const run_result *result)
                                     "layers", layers));
 }
 
-static int check_finite(const run_result *result)
+static int judge(const run_arguments *arguments, const run_result *result)
 {
+    if (!arguments->check) return CLI_OK;
     for (int32_t i = 0; i < result->count; i++) {
         const hr_error *e = &result->layers[i].error;
         if (e->nonfinite > 0)
             return cli_fail("layer %d: %lld of %lld output elements are not finite",
                             result->layers[i].layer, (long long)e->nonfinite, (long long)e->count);
+        if (!(e->rel_l2 <= arguments->check_max))
+            return cli_fail("layer %d: relative L2 error %.3e is above --check=%g",
+                            result->layers[i].layer, e->rel_l2, arguments->check_max);
     }
     return CLI_OK;
 }
@@ -317,7 +325,7 @@ static int report(const run_arguments *arguments, const run_result *result)
 {
     if (arguments->common.json) {
         int code = report_json(arguments, result);
-        return code == CLI_OK && arguments->check ? check_finite(result) : code;
+        return code == CLI_OK ? judge(arguments, result) : code;
     }
     printf("%s: %d layer%s with %s (%s)\n", arguments->files.output, result->count,
            cli_s(result->count), result->layers[0].kernel, result->recipe);
@@ -330,7 +338,7 @@ static int report(const run_arguments *arguments, const run_result *result)
         printf("%5d %12.3e %12.8f %12.3e %12.3e\n", result->layers[i].layer, e->rel_l2, e->cosine,
                e->rmse, e->max_abs);
     }
-    return check_finite(result);
+    return judge(arguments, result);
 }
 
 /* Which of the two inputs a file is, by the kind it says it is. */
@@ -361,6 +369,7 @@ int verb_run(int argc, char **argv)
         .common = cli_common_defaults(),
         .mask = cli_mask_defaults(),
         .files = {.input_name = "recording or packed file", .output_name = "OUT"},
+        .check_max = INFINITY,
     };
     cli_parse(&argp, argc, argv, &arguments);
 

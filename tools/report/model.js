@@ -97,6 +97,31 @@ function choose(model, budget) {
   return { budget, byHead, counts, unmet, worst, meanBits: meanBits(model, byHead) };
 }
 
+/* The row for which `of` is least, the first of equals; null of none. */
+function least(rows, of) {
+  return rows.reduce((best, row) => best && of(best) <= of(row) ? best : row, null);
+}
+
+/*
+ * One config for all heads: `chosen`, of the fewest bits (then the smallest worst error) among those
+ * that meet the budget on every head, null when none does; and `close`, of those with fewer bits the
+ * one that breaks the fewest heads. Both are {config, worst, broken}: broken heads are listed worst
+ * first, those without a finite error before all.
+ */
+function chooseUniform(model, budget) {
+  const rows = model.ranked.map((config) => {
+    const size = (head) => config.errors[head.index] >= 0 ? config.errors[head.index] : Infinity;
+    const broken = model.heads.filter((head) => !(config.errors[head.index] <= budget));
+    broken.sort((a, b) => size(a) === size(b) ? a.index - b.index : size(b) - size(a));
+    return { config, worst: config.errors.reduce((a, b) => Math.max(a, b), 0), broken };
+  });
+  const whole = rows.filter((row) => row.broken.length === 0);
+  const bits = whole.length ? whole[0].config.kv_bits : Infinity;
+  const chosen = least(whole.filter((row) => row.config.kv_bits === bits), (row) => row.worst);
+  const close = least(rows.filter((row) => row.config.kv_bits < bits), (row) => row.broken.length);
+  return { chosen, close };
+}
+
 /* A KV head is stored once, so it takes the widest choice of the query heads that read it. */
 function meanBits(model, byHead) {
   let sum = 0, weights = 0;
@@ -190,7 +215,7 @@ function readFigure(scores, metric) {
     return { value, state: "finite", text, badness: badness(value, metric) };
   }
   if (!error && scores.total.nonfinite > 0) return { value, state: "nonfinite", text: "NaN/Inf" };
-  if (metric.id === "sqnr_db" && error.rmse === 0) return { value, state: "exact", text: "exact" };
+  if (metric.id === "sqnr_db" && error.rel_l2 === 0) return { value, state: "exact", text: "exact" };
   if (metric.id.startsWith("rel_")) return { value, state: "infinite", text: "∞" };
   return { value, state: "none", text: "–" };
 }

@@ -127,6 +127,7 @@ class View {
     document.getElementById("budget-reset").disabled = budget === this.given;
     drawAnswer(this);
     drawComposition(this);
+    drawUniform(this);
     drawCurve(this);
     drawPlot(this);
     drawConfigs(this);
@@ -246,6 +247,30 @@ function drawComposition(view) {
   }
   document.getElementById("share").replaceChildren(...segments);
   document.getElementById("share-legend").replaceChildren(...items);
+}
+
+/* "One recipe for all heads: int8 (9 bits). fp8/mse (8 bits) breaks 3 heads: layer 1 head 9, ..." */
+function drawUniform(view) {
+  const SHOWN = 8;
+  const { model, choice } = view, { chosen, close } = chooseUniform(model, choice.budget);
+  const named = (config) => [
+    element("b", null, shorten(config.id, 60)),
+    ` (${bitsText(config.kv_bits)} bits)`,
+  ];
+  const parts = [];
+  if (chosen) {
+    parts.push("One recipe for all heads: ", ...named(chosen.config));
+    parts.push(`, worst head ${numberText(chosen.worst)}. `);
+  } else {
+    parts.push("No recipe here meets the budget on all heads. ");
+  }
+  if (close) {
+    const count = close.broken.length, shown = close.broken.slice(0, SHOWN);
+    parts.push(...named(close.config), ` breaks ${plural(count, "head")}: `);
+    shown.forEach((head, at) => parts.push(at ? ", " : "", headLink(view, head)));
+    parts.push(count > SHOWN ? ` and ${count - SHOWN} more.` : ".");
+  }
+  document.getElementById("uniform").replaceChildren(...parts);
 }
 
 function segment(count, text, kind, style) {

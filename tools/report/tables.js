@@ -289,14 +289,18 @@ function drawWorst(view) {
   );
 }
 
+/* A head's name, which shows it in the head table. */
+function headLink(view, head) {
+  const onclick = () => view.pickHead(head.index, true);
+  const text = `layer ${head.layer} head ${head.head}`;
+  return element("button", { class: "link", type: "button", onclick }, text);
+}
+
 /* One of the worst heads of a config; its bar is drawn on a scale up to `high`. */
 function worstRow(view, config, worst, rank, high) {
   const { model, state, choice } = view, { layer, head: number, rel_l2: error } = worst;
   const head = model.heads.find((h) => h.layer === layer && h.head === number);
   const best = choice.byHead[head.index], lost = error === null;
-  const onclick = () => view.pickHead(head.index, true);
-  const name = element("button", { class: "link", type: "button", onclick });
-  name.textContent = `layer ${layer} head ${number}`;
   const bar = span("bar-fill"), mark = span("bar-mark"), track = span("bar-track", bar, mark);
   bar.style.width = lost ? "100%" : 100 * error / high + "%";
   bar.style.background = lost ? "var(--alarm)" : config.color;
@@ -309,7 +313,7 @@ function worstRow(view, config, worst, rank, high) {
     "tr",
     null,
     td("rank", String(rank + 1)),
-    th("text", "row", name),
+    th("text", "row", headLink(view, head)),
     td(lost || error > state.budget ? "over" : "within", worstText(error)),
     td("bar-cell", track),
     td(null, worst.cosine === null ? "–" : figureText(worst.cosine, "cosine")),
