@@ -177,6 +177,21 @@ hr_kernel_fit hr_kernel_check(const hr_kernel_info *info, const hr_kernel_query 
     return HR_KERNEL_FITS;
 }
 
+static hr_status fail_unnamed(const hr_kernel_query *query, uint32_t isa_mask)
+{
+    char accepted[1024] = "", reason[HR_KERNEL_REASON_BYTES];
+    size_t used = 0;
+    for (int i = 0; i < hr_kernels_count && used < sizeof accepted; i++) {
+        const hr_kernel_info *info = &hr_kernels[i].info;
+        if (hr_kernel_check(info, query, isa_mask, reason) != HR_KERNEL_FITS) continue;
+        used += (size_t)snprintf(accepted + used, sizeof accepted - used, "%s%s", used ? ", " : "",
+                                 info->name);
+    }
+    return hr_fail(HR_ERROR_NOT_FOUND,
+                   "no kernel is named \"%.64s\"; those that run recipe %s here: %s", query->name,
+                   query->recipe.name, used ? accepted : "none");
+}
+
 static hr_status find_named(const hr_kernel_query *query, uint32_t isa_mask,
                             const hr_kernel_info **out)
 {
@@ -190,13 +205,7 @@ static hr_status find_named(const hr_kernel_query *query, uint32_t isa_mask,
         *out = info;
         return HR_OK;
     }
-    char known[3072] = "";
-    size_t used = 0;
-    for (int i = 0; i < hr_kernels_count && used < sizeof known; i++)
-        used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "",
-                                 hr_kernels[i].info.name);
-    return hr_fail(HR_ERROR_NOT_FOUND, "no kernel is named \"%.64s\"; known: %s", query->name,
-                   known);
+    return fail_unnamed(query, isa_mask);
 }
 
 /* The check that failed counts most, then the dtypes that fit, then the features that do. */

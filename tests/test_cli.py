@@ -165,6 +165,14 @@ class Stages(CliTest):
                     self.assertGreater(len(document["kernels"]), 8)
                     self.assertIn("attention_bf16_portable", str(document))
 
+    def test_kernels_can_be_filtered(self):
+        rows = json.loads(self.ok("kernels", "--json").stdout)["kernels"]
+        some = json.loads(self.ok("kernels", "--json", "--filter", "*_portable").stdout)["kernels"]
+        self.assertEqual(some, [row for row in rows if row["isa"] == "portable"])
+        lines = self.ok("kernels", "--filter", "*_portable").stdout.splitlines()[1:]
+        self.assertEqual([line.split()[0] for line in lines], [row["kernel"] for row in some])
+        self.assertEqual({line.index(" portable ") for line in lines}, {lines[0].index(" portable ")})
+
     def test_bench_rows_have_the_fields_scripts_read(self):
         rows = json.loads(
             self.ok(

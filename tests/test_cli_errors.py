@@ -309,13 +309,17 @@ class Usage(CliTest):
             with self.subTest(command):
                 self.fails(2, *command, says=says)
 
-    def test_unknown_names_are_failures_that_list_what_there_is(self):
-        self.fails(1, "synth", "nosuch", "-o", self.dir / "x", says=("nosuch", "gaussian"))
+    def test_unknown_names_are_answered_with_what_there_is(self):
+        self.fails(2, "synth", "nosuch", "-o", self.dir / "x", says=("nosuch", "gaussian"))
+        self.fails(2, "synth", "zeros", "--head-dim", 12, "-o", self.dir / "x", says="multiple of 8")
         self.fails(
             1, "run", self.rec, "--recipe", "bf16", "--kernel", "nosuch", "-o", self.dir / "x",
-            says="nosuch",
+            says=("nosuch", "run recipe bf16 here: attention_bf16_"),
         )
         self.fails(1, "bench", "--filter", "nosuch", says="nosuch")
+        self.fails(1, "kernels", "--filter", "nosuch", says="nosuch")
+        for verb in ("bench", "kernels"):
+            self.fails(2, verb, "--layers", 0, says="--layers")
 
     def test_bad_isa_variable(self):
         for command in (

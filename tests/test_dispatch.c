@@ -103,7 +103,10 @@ Test(dispatch, a_named_kernel_is_found_or_explained)
     query.name = "attention_bf16_portable";
     expect_failure(&query, every_isa, HR_ERROR_UNSUPPORTED, "an unknown feature bit");
     query.name = "attention_bf17_portable";
-    expect_failure(&query, every_isa, HR_ERROR_NOT_FOUND, "attention_bf16_portable");
+    expect_failure(&query, every_isa, HR_ERROR_NOT_FOUND, "those that run recipe bf16 here: none");
+    query.features = 0;
+    expect_failure(&query, portable_only, HR_ERROR_NOT_FOUND,
+                   "those that run recipe bf16 here: attention_bf16_portable");
 }
 
 Test(dispatch, decode_kernels_take_short_queries_only)

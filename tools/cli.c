@@ -215,8 +215,9 @@ int cli_select_layers(const cli_common *common, const hr_recording *recording, i
     bool one_missing = common->first == common->last && *count == 0;
     bool range_missing = common->last != INT_MAX && common->last > highest;
     if (*count > 0 && !one_missing && !range_missing) return CLI_OK;
-    return cli_fail("%s: --layers %d-%d is not in the recording, which has %d layers, %d to %d",
-                    info.path, common->first, common->last, info.layer_count, lowest, highest);
+    return cli_fail("%s: --layers %d-%d is not in the recording, which has %d layer%s, %d to %d",
+                    info.path, common->first, common->last, info.layer_count,
+                    cli_s(info.layer_count), lowest, highest);
 }
 
 int cli_check_output(const char *output, const char *const *inputs, int count)

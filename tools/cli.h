@@ -25,7 +25,8 @@ typedef struct cli_common {
 } cli_common;
 
 extern const struct argp cli_common_argp;
-extern const struct argp cli_output_argp; /* without --layers, which is a number in synth */
+/* Without --layers, for verbs that read no file with layers. */
+extern const struct argp cli_output_argp;
 cli_common cli_common_defaults(void);
 
 /*

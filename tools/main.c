@@ -35,9 +35,15 @@ static void print_help(FILE *stream)
           stream);
     for (int i = 0; i < VERB_COUNT; i++)
         fprintf(stream, "  %-10s %s\n", verbs[i].name, verbs[i].summary);
-    fputs("\nheadroom VERB --help says more, with an example. headroom --version prints the "
-          "version.\n",
-          stream);
+    fputs(
+        "\nheadroom VERB --help says more, with an example. headroom --version prints the "
+        "version.\n\n"
+        "Exit codes: 0 done, 1 the work failed or a limit was not met (run --check=MAX), 2 wrong\n"
+        "usage. Results go to standard output (--json: one document), errors to standard error.\n"
+        "Environment: HEADROOM_ISA=portable,avx2 leaves only these instruction sets;\n"
+        "HEADROOM_LOG=stderr, or a file, is told why each kernel was chosen; OMP_NUM_THREADS as\n"
+        "--threads.\n",
+        stream);
 }
 
 /*

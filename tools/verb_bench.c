@@ -153,8 +153,16 @@ static json_t *row_object(const bench_case *c, const bench_result *r)
         cli_figure(r->check.rel_l2));
 }
 
-static void print_row(const bench_case *c, const bench_result *r)
+static void print_heading(bool masked, bool epilogue)
 {
+    printf("%-52s %9s %6s %8s %8s %6s %6s %7s %7s %6s %9s%s%s\n", "case", "ms", "spread", "GOP/s",
+           "peak", "ratio", "x bf16", "KV GB/s", "read", "ratio", "e_kernel",
+           masked ? " density x dense" : "", epilogue ? " x after" : "");
+}
+
+static void print_row(const bench_case *c, const bench_result *r, bool first)
+{
+    if (first) print_heading(c->mask->given, c->norm != HR_NORM_NONE);
     printf("%-52s %9.3f %5.1f%% %8.1f %8.1f %5.1f%% %6.2f %7.2f %7.2f %5.1f%% %9.2e", c->name,
            r->median_ms, 100 * (r->max_ms - r->min_ms) / r->median_ms, r->gops, r->roof_gops,
            100 * r->roof_ratio, r->x_bf16, r->kv_gbps, r->roof_gbps, 100 * r->kv_ratio,
@@ -162,13 +170,6 @@ static void print_row(const bench_case *c, const bench_result *r)
     if (c->mask->given) printf(" %6.1f%% %7.2f", 100 * r->density, r->x_dense);
     if (c->norm != HR_NORM_NONE) printf(" %7.3f", r->x_after);
     putchar('\n');
-}
-
-static void print_heading(bool masked, bool epilogue)
-{
-    printf("%-52s %9s %6s %8s %8s %6s %6s %7s %7s %6s %9s%s%s\n", "case", "ms", "spread", "GOP/s",
-           "peak", "ratio", "x bf16", "KV GB/s", "read", "ratio", "e_kernel",
-           masked ? " density x dense" : "", epilogue ? " x after" : "");
 }
 
 /* All combinations of the arguments with one kernel, in the order they are printed. */
@@ -198,7 +199,7 @@ static int bench_kernel(const bench_arguments *a, const hr_kernel_info *kernel, 
                     if (a->common.json)
                         json_array_append_new(rows, row_object(&c, &result));
                     else
-                        print_row(&c, &result);
+                        print_row(&c, &result, state->cases == 1);
                     fflush(stdout);
                 }
             }
@@ -223,7 +224,7 @@ static int print_result(const bench_state *state, json_t *rows)
 int verb_bench(int argc, char **argv)
 {
     static const struct argp_child children[] = {
-        {&cli_common_argp, 0, NULL, 0}, {&cli_mask_argp, 0, NULL, 0}, {0}};
+        {&cli_output_argp, 0, NULL, 0}, {&cli_mask_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse,
@@ -255,8 +256,6 @@ int verb_bench(int argc, char **argv)
     if (hr_isa_mask() == 0 || hr_device_check(state.device) != HR_OK) return cli_fail_library(NULL);
     int code = bench_state_init(&state);
     json_t *rows = json_array();
-    if (code == CLI_OK && !arguments.common.json)
-        print_heading(arguments.mask.given, arguments.norm != HR_NORM_NONE);
     for (int k = 0; k < hr_kernel_count() && code == CLI_OK; k++) {
         const hr_kernel_info *kernel = hr_kernel_at(k);
         const bool of_device = (kernel->isa == HR_ISA_SM90) == (state.device == HR_DEVICE_CUDA);

@@ -87,7 +87,8 @@ static void print_text(const inspect_arguments *arguments, const hr_safetensors 
     cli_put_text(stdout, arguments->file);
     printf(": ");
     cli_put_text(stdout, kind ? kind : "a safetensors file of no kind");
-    printf(", %lld tensors\n", (long long)hr_safetensors_count(file));
+    const long long count = hr_safetensors_count(file);
+    printf(", %lld tensor%s\n", count, cli_s(count));
     const char *key;
     for (int64_t i = 0; (key = hr_safetensors_metadata_key(file, i)); i++)
         if (strcmp(key, "headroom.kind") != 0) print_pair(key, hr_safetensors_metadata(file, key));

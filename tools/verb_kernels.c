@@ -1,19 +1,33 @@
 /*
  * headroom kernels: every row of kernels.def with what it needs and whether this machine runs it.
  */
+#include <fnmatch.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "cli.h"
 
-static error_t parse(int key, char *argument, struct argp_state *state)
+typedef struct kernels_arguments {
+    cli_common common;
+    const char *filter;
+} kernels_arguments;
+
+static const struct argp_option options[] = {
+    {"filter", 'f', "GLOB", 0, "Only kernels whose name matches, e.g. '*int4*' (default: all)", 0},
+    {0},
+};
+
+static error_t parse(int key, char *text, struct argp_state *state)
 {
-    (void)argument;
+    kernels_arguments *arguments = state->input;
     switch (key) {
     case ARGP_KEY_INIT:
-        return cli_child_input(state, state->input);
+        return cli_child_input(state, &arguments->common);
+    case 'f':
+        arguments->filter = text;
+        return 0;
     case ARGP_KEY_ARG:
-        cli_bad_argument("takes no argument, but got \"%s\"", argument);
+        cli_bad_argument("takes no argument, but got \"%s\"", text);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -57,7 +71,12 @@ static json_t *kernel_object(const hr_kernel_info *kernel, bool runnable)
         "tile_q", kernel->tile_q, "tile_kv", kernel->tile_kv, "max_seqlen_q", kernel->max_seqlen_q);
 }
 
-static void print_row(const hr_kernel_info *kernel, bool runnable)
+static bool wanted(const kernels_arguments *arguments, const hr_kernel_info *kernel)
+{
+    return !arguments->filter || fnmatch(arguments->filter, kernel->name, 0) == 0;
+}
+
+static void print_row(const hr_kernel_info *kernel, bool runnable, int width)
 {
     char features[256] = "";
     size_t used = 0;
@@ -69,35 +88,55 @@ static void print_row(const hr_kernel_info *kernel, bool runnable)
     snprintf(formats, sizeof formats, "%s.%s.%s.%s", hr_dtype_name(kernel->q_dtype),
              hr_dtype_name(kernel->k_dtype), hr_dtype_name(kernel->v_dtype),
              hr_dtype_name(kernel->p_dtype));
-    printf("%-37s %-11s %-5s %-20s %3d x %-4d %s\n", kernel->name, hr_isa_name(kernel->isa),
+    printf("%-*s %-10s %-4s %-19s %4d x %-4d %s\n", width, kernel->name, hr_isa_name(kernel->isa),
            runnable ? "yes" : "no", formats, kernel->tile_q, kernel->tile_kv, features);
+}
+
+static void print_table(const kernels_arguments *arguments, uint32_t mask)
+{
+    int width = 0;
+    for (int i = 0; i < hr_kernel_count(); i++) {
+        const int length = (int)strlen(hr_kernel_at(i)->name);
+        if (wanted(arguments, hr_kernel_at(i)) && length > width) width = length;
+    }
+    printf("%-*s %-10s %-4s %-19s %-11s %s\n", width, "kernel", "isa", "here", "q.k.v.p",
+           "tile q x kv", "features");
+    for (int i = 0; i < hr_kernel_count(); i++)
+        if (wanted(arguments, hr_kernel_at(i)))
+            print_row(hr_kernel_at(i), mask >> hr_kernel_at(i)->isa & 1, width);
+}
+
+static int print_document(const kernels_arguments *arguments, uint32_t mask)
+{
+    json_t *rows = json_array();
+    for (int i = 0; i < hr_kernel_count(); i++)
+        if (wanted(arguments, hr_kernel_at(i)))
+            json_array_append_new(rows,
+                                  kernel_object(hr_kernel_at(i), mask >> hr_kernel_at(i)->isa & 1));
+    return cli_print_json(json_pack("{so}", "kernels", rows));
 }
 
 int verb_kernels(int argc, char **argv)
 {
-    static const struct argp_child children[] = {{&cli_common_argp, 0, NULL, 0}, {0}};
+    static const struct argp_child children[] = {{&cli_output_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {
+        .options = options,
         .parser = parse,
         .children = children,
-        .doc = "List every attention kernel of this build, best first for its recipe, and whether "
-               "this machine runs it. HEADROOM_ISA limits the instruction sets.\v"
-               "Example: headroom kernels --json",
+        .doc = "List the attention kernels of this build, best first for their recipe, and whether "
+               "this machine runs them. HEADROOM_ISA limits the instruction sets.\v"
+               "Example: headroom kernels --filter '*int4*'",
     };
-    cli_common common = cli_common_defaults();
-    cli_parse(&argp, argc, argv, &common);
+    kernels_arguments arguments = {.common = cli_common_defaults()};
+    cli_parse(&argp, argc, argv, &arguments);
 
     uint32_t mask = hr_isa_mask();
     if (mask == 0) return cli_fail_library(NULL);
-    if (common.json) {
-        json_t *rows = json_array();
-        for (int i = 0; i < hr_kernel_count(); i++)
-            json_array_append_new(rows,
-                                  kernel_object(hr_kernel_at(i), mask >> hr_kernel_at(i)->isa & 1));
-        return cli_print_json(json_pack("{so}", "kernels", rows));
-    }
-    printf("%-37s %-11s %-5s %-20s %-10s %s\n", "kernel", "isa", "here", "q.k.v.p", "tile q x kv",
-           "features");
+    int matches = 0;
     for (int i = 0; i < hr_kernel_count(); i++)
-        print_row(hr_kernel_at(i), mask >> hr_kernel_at(i)->isa & 1);
+        matches += wanted(&arguments, hr_kernel_at(i));
+    if (matches == 0) return cli_fail("no kernel's name matches --filter \"%s\"", arguments.filter);
+    if (arguments.common.json) return print_document(&arguments, mask);
+    print_table(&arguments, mask);
     return CLI_OK;
 }

@@ -129,7 +129,10 @@ int verb_synth(int argc, char **argv)
     hr_synth_options *o = &arguments.options;
     if (o->num_kv_heads == 0) o->num_kv_heads = o->num_heads;
 
-    if (hr_synth_write(o, arguments.output) != HR_OK) return cli_fail_library(NULL);
+    const hr_status status = hr_synth_write(o, arguments.output);
+    if (status == HR_ERROR_INVALID_ARGUMENT || status == HR_ERROR_NOT_FOUND)
+        return cli_usage("%s", hr_last_error());
+    if (status != HR_OK) return cli_fail_library(NULL);
     if (arguments.common.json)
         return cli_print_json(json_pack(
             "{so ss si si si si si si sI sb sb}", "recording", cli_path(arguments.output), "mode",
