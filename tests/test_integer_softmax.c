@@ -32,6 +32,42 @@ Test(integer_softmax, exp2_stops_at_its_lower_end)
         cr_assert_eq(hr_integer_exp2(below[i]), 0x1p-100f);
 }
 
+/* On a grid finer than any logit's unit, and of all magnitudes: small x keep their sign and bits.
+ */
+Test(integer_softmax, tanh_is_within_its_error)
+{
+    const float cap = 50;
+    const hr_integer_cap factors = hr_integer_cap_of(cap);
+    double worst = 0;
+    for (int64_t i = -(20 << 16); i <= 20 << 16; i++) {
+        const float x = cap * (float)i / 65536;
+        const double exact = tanh((double)x / (double)cap);
+        const double error = fabs((double)hr_integer_tanh(x, factors.argument) - exact);
+        if (!(error <= worst * fabs(exact))) worst = error / fabs(exact);
+    }
+    cr_assert(worst <= 9e-7, "relative error %.3g", worst);
+    for (int n = -120; n < 0; n++) {
+        const float x = ldexpf(-1.75f, n);
+        const double exact = tanh((double)x / (double)cap);
+        const double error = (double)hr_integer_tanh(x, factors.argument) / exact - 1;
+        cr_assert(fabs(error) <= 9e-7, "2^%d: relative error %.3g", n, error);
+    }
+    cr_assert_eq(hr_integer_tanh(0, factors.argument), 0);
+    cr_assert_eq(hr_integer_tanh(1e38f, factors.argument), 1);
+    cr_assert_eq(hr_integer_tanh(-1e38f, factors.argument), -1);
+}
+
+/* Caps that no logit can come near still have finite factors. */
+Test(integer_softmax, caps_of_all_magnitudes_are_finite)
+{
+    const float caps[] = {1e-45f, 1e-30f, 1e-3f, 30, 1e30f, 3e38f};
+    for (size_t i = 0; i < sizeof caps / sizeof caps[0]; i++) {
+        const hr_integer_cap cap = hr_integer_cap_of(caps[i]);
+        cr_assert(isfinite(cap.argument) && isfinite(cap.units), "%g", (double)caps[i]);
+        cr_assert(cap.argument < 0 && cap.units > 0, "%g", (double)caps[i]);
+    }
+}
+
 /* A larger z never gives a smaller power, but for the rounding of one operation. */
 static void check_step(float *previous, float z)
 {

@@ -1,7 +1,7 @@
 /*
  * Recipes `int4` and `int8` on AVX-512 VNNI with K and V in rows, so that they can be in pages: Q
  * I8, each of K and V I8 or 4-bit. Tiles are expanded by integer_expand_avx512vnni.c; the body of
- * the `int8` recipe does the rest. Scales are per token, block, head or tensor.
+ * the `int8` recipe does the rest. Scales are per token, group, block, head or tensor.
  */
 #include "integer_expand_avx512vnni.h"
 #include "kernel_rows.h"

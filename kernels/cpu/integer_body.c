@@ -11,7 +11,7 @@
  * Softcap and ALiBi replace step 3, with a' = (float)min(q_scale * softmax_scale * 2^F, 2^100) and
  * b_i = lse_bias_i * softmax_scale, the part of the logit that smoothing took away:
  *     t = fma((float)S * k_j, a', b_i)
- *     y = fma(softcap * tanhf(t / softcap), -1024 log2(e), u_j)
+ *     y = fma(hr_integer_tanh(t, cap.argument), -cap.units, u_j)
  *     y = fma(1024 (slope * log2(e)), |i + shift - j|, y)
  */
 #include "integer_body.h"
@@ -145,6 +145,7 @@ static float make_logits(const body *b, int32_t index, int32_t lo, int32_t hi, c
     const float a = hr_integer_tile_factor(
         row->factor, ldexp(args->softcap == 0 ? HR_INTEGER_OCTAVE : 1, tile->f));
     const float slope = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E) * HR_INTEGER_OCTAVE;
+    const hr_integer_cap cap = hr_integer_cap_of(args->softcap);
     const int64_t diagonal = (int64_t)args->q_begin + index + args->shift - b->first;
     for (int32_t j = lo; j < hi; j++) {
         int32_t s = dot(b->k + j * b->head_dim, b->q + index * b->head_dim, b->head_dim);
@@ -153,8 +154,7 @@ static float make_logits(const body *b, int32_t index, int32_t lo, int32_t hi, c
             y[j] = fmaf(product, -a, u[j]);
         } else {
             float t = fmaf(product, a, (float)row->bias);
-            t = args->softcap * tanhf(t / args->softcap);
-            y[j] = fmaf(t, -HR_INTEGER_OCTAVE * (float)HR_INTEGER_LOG2E, u[j]);
+            y[j] = fmaf(hr_integer_tanh(t, cap.argument), -cap.units, u[j]);
         }
         if (slope != 0) {
             int64_t distance = diagonal > j ? diagonal - j : j - diagonal;

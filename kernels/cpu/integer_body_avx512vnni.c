@@ -16,6 +16,7 @@
 #include <assert.h>
 #include <immintrin.h>
 
+#include "integer_exact_avx512vnni.h"
 #include "integer_reduce_avx512vnni.h"
 #include "integer_rows_avx512vnni.h"
 #include "integer_task_avx512vnni.h"
@@ -27,6 +28,16 @@ size_t hr_integer_attention_avx512vnni_scratch(int32_t head_dim)
            rows * (size_t)hr_integer_vnni_channels(head_dim) * sizeof(float);
 }
 
+/* K's scales for codes that have a fraction. */
+RARE void scale_fractions(task *t)
+{
+    const __m512 unit = _mm512_set1_ps(hr_integer_power(-t->k_fraction));
+    for (int32_t j = 0; j < HR_INTEGER_TILE; j += 16) {
+        float *k = t->columns[j / SUBTILE].k + j % SUBTILE;
+        _mm512_store_ps(k, _mm512_mul_ps(_mm512_load_ps(k), unit));
+    }
+}
+
 /* Step 1, and a of step 2 when F has changed. */
 static void prepare_tile(task *t)
 {
@@ -34,38 +45,18 @@ static void prepare_tile(task *t)
     const int32_t count = left < HR_INTEGER_TILE ? left : HR_INTEGER_TILE;
     const float k_max = gather_scales(&t->args->k, t->head_dim, t->first, count, t->k_scale);
     const float v_max = gather_scales(&t->args->v, t->head_dim, t->first, count, t->v_scale);
+    const int32_t fraction = t->tile.fraction;
     t->tile = scale_columns(t->k_scale, k_max, t->v_scale, v_max, count, t->columns);
+    t->tile.fraction = fraction;
+    if (t->k_fraction) scale_fractions(t);
     if (f == t->tile.f) return;
-    const __m512d unit = _mm512_set1_pd(ldexp(HR_INTEGER_OCTAVE, t->tile.f));
+    const __m512d unit = _mm512_set1_pd(ldexp(t->octave, t->tile.f));
     for (int32_t b = 0; b < t->blocks; b++)
         for (int r = 0; r < LANES; r += 8) {
             const __m512d scaled = _mm512_mul_pd(_mm512_load_pd(t->block[b].factor + r), unit);
             const __m512d a = _mm512_min_pd(scaled, _mm512_set1_pd(HR_INTEGER_MAX_FACTOR));
             _mm256_store_ps(t->block[b].a + r, _mm512_cvtpd_ps(a));
         }
-}
-
-/*
- * What is rare stays out of line: inlined, its loads and spills cost the usual path 3 operations
- * for 64 logits (gcc 12).
- */
-#define RARE static __attribute__((noinline))
-
-/* The keys [lo, hi) of the sequence as bits of the 64 keys from `first` on. */
-INLINE uint64_t visible_bits(int32_t lo, int32_t hi, int32_t first)
-{
-    int32_t from = lo > first ? lo - first : 0;
-    int32_t to = hi - first < SUBTILE ? hi - first : SUBTILE;
-    if (from >= to) return 0;
-    return (~UINT64_C(0) >> (64 - (to - from))) << from;
-}
-
-/* Are there keys of this subtile that some row of the group does not see? */
-INLINE bool is_masked(const task *t, const group_range *range, int subtile)
-{
-    const int32_t first = t->first + subtile * SUBTILE, keys = t->args->seqlen_kv;
-    const int32_t last = first + SUBTILE < keys ? first + SUBTILE : keys;
-    return range->common_lo > first || range->common_hi < last;
 }
 
 /* The subtiles with keys for block b; false when there are none. */
@@ -82,45 +73,6 @@ static bool enter_tile(task *t, int32_t b, passage *w)
         any |= w->begin[g] < w->end[g];
     }
     return any;
-}
-
-/*
- * y of 64 keys and a group's rows from the sums of micro_qk, in place; +inf for keys not seen.
- * `values`: with V's scales.
- */
-RARE void make_exact_logits(const task *t, const block_state *block, int g, int subtile,
-                            bool values, float y[ROWS][SUBTILE])
-{
-    const tile_columns *columns = &t->columns[subtile];
-    for (int r = 0; r < ROWS; r++) {
-        const int row = g * ROWS + r;
-        const uint64_t visible =
-            visible_bits(block->lo[row], block->hi[row], t->first + subtile * SUBTILE);
-        for (int at = 0; at < SUBTILE; at += 16) {
-            __m512 x = _mm512_fmadd_ps(_mm512_load_ps(y[r] + at), _mm512_load_ps(columns->k + at),
-                                       _mm512_load_ps(columns->k_magic + at));
-            x = _mm512_fnmadd_ps(x, _mm512_set1_ps(block->a[row]),
-                                 values ? _mm512_load_ps(columns->u + at)
-                                        : _mm512_set1_ps(HR_INTEGER_OFFSET));
-            x = _mm512_mask_blend_ps((__mmask16)(visible >> at), _mm512_set1_ps(INFINITY), x);
-            _mm512_store_ps(y[r] + at, x);
-        }
-    }
-}
-
-/* round16 of y - n for 32 keys, packed as micro_qk_logits does. */
-INLINE __m512i round_logits(const float *y, __m512 n)
-{
-    return pack_logits(_mm512_load_ps(y), _mm512_load_ps(y + 16), n);
-}
-
-/* The sums of a group's rows with 64 keys, as the bits of int32. */
-INLINE void multiply(const task *t, const passage *w, int g, int subtile, float *x)
-{
-    const int64_t quads = t->head_dim / 4;
-    micro_qk(t->q + (w->first_row + g * ROWS) * quads,
-             t->tile_k + (int64_t)subtile * SUBTILE * t->head_dim, quads, w->block->init + g * ROWS,
-             x);
 }
 
 /* Step 3 for 64 keys that not every row sees: those not seen get y = 65535, after the fact. */
@@ -174,15 +126,6 @@ INLINE __mmask16 rows_that_see(const task *t, const block_state *block)
     return _mm512_cmplt_epi32_mask(lo, hi);
 }
 
-/* Logits of a group and the tile in FP32, made again from the codes. */
-RARE void make_exact_tile(task *t, const passage *w, int g, bool values)
-{
-    for (int s = w->begin[g]; s < w->end[g]; s++) {
-        multiply(t, w, g, s, t->exact[s][0]);
-        make_exact_logits(t, w->block, g, s, values, t->exact[s]);
-    }
-}
-
 /*
  * Step 3 once more for the rows whose N leaves int16: relative to their least y, which becomes what
  * the tile is relative to. Rare, so the sums are made again rather than kept.
@@ -229,7 +172,7 @@ INLINE void prefetch_output(const task *t, const passage *w)
 INLINE void enter_output(task *t, passage *w, __mmask16 seen)
 {
     block_state *block = w->block;
-    w->first = block->fresh && seen == block->rows;
+    w->first = block->fresh && seen == block->rows && t->tile.fraction == 0;
     if (block->fresh) prefetch_output(t, w);
     if (block->fresh && !w->first)
         memset(t->o + w->first_row * t->channels, 0, (size_t)(BLOCK * t->channels) * sizeof *t->o);
@@ -270,11 +213,12 @@ static void make_scores(task *t, passage *w)
         if (w->begin[g] >= w->end[g])
             for (int r = 0; r < ROWS; r++)
                 _mm512_store_si512(t->lanes[g * ROWS + r], _mm512_set1_epi16(-1));
-    for (int s = 0; s < SUBTILES; s++)
+    if (t->exact_logits) make_exact_scores(t, w);
+    for (int s = 0; s < SUBTILES && !t->exact_logits; s++)
         for (int g = 0; g < GROUPS; g++) {
             if (s < w->begin[g] || s >= w->end[g]) continue;
             const int32_t *q = t->q + (w->first_row + g * ROWS) * quads;
-            const uint8_t *k = t->tile_k + (int64_t)s * SUBTILE * t->head_dim;
+            const uint8_t *k = t->codes.k + (int64_t)s * SUBTILE * t->head_dim;
             const int32_t *init = block->init + g * ROWS;
             const float *a = block->a + g * ROWS;
             const bool masked = is_masked(t, &block->range[g], s), first = s == w->begin[g];
@@ -407,7 +351,8 @@ static void make_block_weights(task *t, passage *w)
 static void add_values(task *t, const passage *w)
 {
     const int64_t stride = (int64_t)t->channels * 4;
-    const int8_t *v = t->tile_v;
+    const int8_t *v = t->codes.v;
+    const int64_t low = t->tile.fraction ? t->codes.v_low - v : 0;
     float *o = t->o + w->first_row * t->channels;
     for (const int8_t *width = t->width; *width; width++) {
         for (int g = 0; g < GROUPS; g++) {
@@ -416,7 +361,10 @@ static void add_values(task *t, const passage *w)
             const float *scalars = w->o.alpha + g * ROWS;
             float *out = o + g * ROWS * t->channels;
             if (tiles <= 0) continue;
-            if (t->precise)
+            if (t->tile.fraction)
+                micro_pv_wide(*width, t->p[g][begin][0], values, values + low, stride, tiles, out,
+                              stride, scalars);
+            else if (t->precise)
                 micro_pv_precise(*width, w->first, t->p[g][begin][0], t->p_low[g][begin][0], values,
                                  stride, tiles, out, stride, scalars);
             else
@@ -462,7 +410,14 @@ void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni
     t->q = (int32_t *)(t->o + HR_INTEGER_VNNI_ROWS * t->channels);
     t->precise = args->p_dtype == HR_DTYPE_I16;
     t->half = args->isa_mask >> HR_ISA_AVX512FP16 & 1;
+    t->k_fraction = hr_integer_fraction(&args->k);
+    t->octave = args->softcap == 0 ? HR_INTEGER_OCTAVE : 1;
+    t->cap = hr_integer_cap_of(args->softcap);
+    t->slope = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E) * HR_INTEGER_OCTAVE;
+    t->exact_logits = args->softcap != 0 || t->slope != 0 || t->k_fraction != 0;
     t->tile.f = INT32_MIN; /* no tile's F */
+    t->tile.fraction = hr_integer_fraction(&args->v);
+    assert(!t->precise || t->tile.fraction == 0); /* T would leave int32 */
     const int vectors = t->channels / 16, columns = (vectors + 3) / 4;
     for (int i = 0; i < columns; i++)
         t->width[i] = (int8_t)((vectors + columns - 1 - i) / columns);
@@ -476,9 +431,7 @@ void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni
         enter_range(t, &range);
         t->first = range.begin / HR_INTEGER_TILE * HR_INTEGER_TILE;
         for (; t->first < range.end; t->first += HR_INTEGER_TILE) {
-            hr_integer_vnni_tile tile = load(args, &range, t->first, expanded);
-            t->tile_k = tile.k;
-            t->tile_v = tile.v;
+            t->codes = load(args, &range, t->first, expanded);
             prepare_tile(t);
             update_blocks(t);
         }

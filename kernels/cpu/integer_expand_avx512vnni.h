@@ -8,7 +8,7 @@
 
 /*
  * A hr_integer_vnni_load for K and V in ROWS layout, each I8, I4, U4 or C4; scales per token,
- * block, head or tensor. `expanded` is what the scratch below leaves after the body's.
+ * group, block, head or tensor. `expanded` is what the scratch below leaves after the body's.
  */
 hr_integer_vnni_tile hr_integer_expand_avx512vnni(const hr_kernel_args *args,
                                                   const hr_kernel_range *range, int32_t first,

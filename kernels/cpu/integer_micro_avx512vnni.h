@@ -27,8 +27,13 @@ enum { HR_MICRO_ROWS = 6 };
 #define BROADCAST(n, offset, base) "vpbroadcastd " #offset "(" base "), " Z(n) "\n\t"
 #define CLEAR(n) "vpxord " Z(n) ", " Z(n) ", " Z(n) "\n\t"
 #define STORE(n, offset, base) "vmovdqa64 " Z(n) ", " #offset "(" base ")\n\t"
-/* times 2^7 */
-#define SHIFT(n) "vpslld $7, " Z(n) ", " Z(n) "\n\t"
+/* times 2^bits */
+#define SHIFT(bits, n) "vpslld $" #bits ", " Z(n) ", " Z(n) "\n\t"
+#define SHIFT_4(bits, a0, a1, a2, a3)                                                              \
+    SHIFT(bits, a0) SHIFT(bits, a1) SHIFT(bits, a2) SHIFT(bits, a3)
+#define SHIFT_ALL(bits)                                                                            \
+    SHIFT_4(bits, 0, 1, 2, 3) SHIFT_4(bits, 4, 5, 6, 7) SHIFT_4(bits, 8, 9, 10, 11)                \
+    SHIFT_4(bits, 12, 13, 14, 15) SHIFT_4(bits, 16, 17, 18, 19) SHIFT_4(bits, 20, 21, 22, 23)
 #define DOT(u8, i8, sum) "vpdpbusd " Z(i8) ", " Z(u8) ", " Z(sum) "\n\t"
 
 #define ALL_VECTOR_REGISTERS                                                                       \
@@ -47,11 +52,13 @@ enum { HR_MICRO_ROWS = 6 };
     STORE(a0, 0 + offset, "%[x]") STORE(a1, 64 + offset, "%[x]")                                   \
     STORE(a2, 128 + offset, "%[x]") STORE(a3, 192 + offset, "%[x]")
 
-#define QK_MULTIPLY                                                                                \
+#define QK_START                                                                                   \
     QK_INIT(0, 0, 1, 2, 3) QK_INIT(4, 4, 5, 6, 7) QK_INIT(8, 8, 9, 10, 11)                         \
-    QK_INIT(12, 12, 13, 14, 15) QK_INIT(16, 16, 17, 18, 19) QK_INIT(20, 20, 21, 22, 23)            \
+    QK_INIT(12, 12, 13, 14, 15) QK_INIT(16, 16, 17, 18, 19) QK_INIT(20, 20, 21, 22, 23)
+/* The registers += sum over 4 * quads channels; moves k and q on. */
+#define QK_SUM(quad)                                                                               \
     ".p2align 6\n"                                                                                 \
-    "1:\n\t"                                                                                       \
+    quad ":\n\t"                                                                                   \
     LOAD(24, 0, "%[k]") LOAD(25, 64, "%[k]") LOAD(26, 128, "%[k]") LOAD(27, 192, "%[k]")           \
     QK_ROW(28, 0, 0, 1, 2, 3) QK_ROW(29, 4, 4, 5, 6, 7) QK_ROW(30, 8, 8, 9, 10, 11)                \
     QK_ROW(31, 12, 12, 13, 14, 15) QK_ROW(28, 16, 16, 17, 18, 19)                                  \
@@ -59,7 +66,11 @@ enum { HR_MICRO_ROWS = 6 };
     "add $256, %[k]\n\t"                                                                           \
     "add $24, %[q]\n\t"                                                                            \
     "dec %[quads]\n\t"                                                                             \
-    "jnz 1b\n\t"
+    "jnz " quad "b\n\t"
+#define QK_MULTIPLY QK_START QK_SUM("1")
+#define QK_STORE_ALL                                                                               \
+    QK_STORE(0, 0, 1, 2, 3) QK_STORE(256, 4, 5, 6, 7) QK_STORE(512, 8, 9, 10, 11)                  \
+    QK_STORE(768, 12, 13, 14, 15) QK_STORE(1024, 16, 17, 18, 19) QK_STORE(1280, 20, 21, 22, 23)
 
 /*
  * x[r][0 .. 63] = init[r] + sum over i < 4 * quads of q[r][i] * k[i][column], as the bits of int32.
@@ -72,10 +83,30 @@ static inline void micro_qk(const int32_t *q, const uint8_t *k, int64_t quads, c
 {
     __asm__ volatile(
         QK_MULTIPLY
-        QK_STORE(0, 0, 1, 2, 3) QK_STORE(256, 4, 5, 6, 7) QK_STORE(512, 8, 9, 10, 11)
-        QK_STORE(768, 12, 13, 14, 15) QK_STORE(1024, 16, 17, 18, 19) QK_STORE(1280, 20, 21, 22, 23)
+        QK_STORE_ALL
         : [k] "+r"(k), [q] "+r"(q), [quads] "+r"(quads)
         : [init] "r"(init), [x] "r"(x)
+        : "cc", "memory", ALL_VECTOR_REGISTERS);
+}
+
+/*
+ * The same with k of 16 bits, k its high 8 and k_low its low 8: x = (init + q . k) * 2^8 + q . k_low.
+ */
+static inline void micro_qk_wide(const int32_t *q, const uint8_t *k, const uint8_t *k_low,
+                                 int64_t quads, const int32_t *init, float *x)
+{
+    const int32_t *q_again = q;
+    const int64_t left = quads;
+    __asm__ volatile(
+        QK_MULTIPLY
+        SHIFT_ALL(8)
+        "mov %[k_low], %[k]\n\t"
+        "mov %[q_again], %[q]\n\t"
+        "mov %[left], %[quads]\n\t"
+        QK_SUM("2")
+        QK_STORE_ALL
+        : [k] "+r"(k), [q] "+r"(q), [quads] "+r"(quads)
+        : [init] "r"(init), [x] "r"(x), [k_low] "m"(k_low), [q_again] "m"(q_again), [left] "m"(left)
         : "cc", "memory", ALL_VECTOR_REGISTERS);
 }
 
@@ -185,7 +216,6 @@ DEFINE_MICRO_QK_LOGITS(micro_qk_logits_next, QK_LEAST_NEXT)
     "add $320, %[p]\n\t"                                                                           \
     "dec %[tiles]\n\t"                                                                             \
     "jnz " tile "b\n\t"
-#define PV_SHIFT(a0, a1, a2, a3) SHIFT(a0) SHIFT(a1) SHIFT(a2) SHIFT(a3)
 
 /* What multiplies six rows' old O and their T: rows 0 .. 5 from alpha and beta on. */
 typedef struct micro_scalars {
@@ -228,23 +258,22 @@ DEFINE_MICRO_PV(micro_pv_first_3, 3, PV_START)
 DEFINE_MICRO_PV(micro_pv_first_4, 4, PV_START)
 
 /*
- * The same with P of 15 bits, p its high 8 and p_low its low 7: T = T of p * 2^7 + T of p_low.
+ * The same in two passes, T = T of p and v * 2^shift + T of p_low and v_low: P of 15 bits (its high 8
+ * and low 7) or V of 16 (8 and 8).
  */
-#define DEFINE_MICRO_PV_PRECISE(name, n, ROW)                                                      \
+#define DEFINE_MICRO_PV_TWICE(name, n, ROW, shift)                                                 \
     static inline void name(const uint8_t *p, const uint8_t *p_low, const int8_t *v,               \
-                            int64_t stride, int64_t tiles, float *o, int64_t o_stride,             \
-                            const float *scalars)                                                  \
+                            const int8_t *v_low, int64_t stride, int64_t tiles, float *o,          \
+                            int64_t o_stride, const float *scalars)                                \
     {                                                                                              \
         int64_t quads, left = tiles;                                                               \
-        const int8_t *v_again = v;                                                                 \
         __asm__ volatile(                                                                          \
             PV_CLEAR(0, 1, 2, 3) PV_CLEAR(4, 5, 6, 7) PV_CLEAR(8, 9, 10, 11)                       \
             PV_CLEAR(12, 13, 14, 15) PV_CLEAR(16, 17, 18, 19) PV_CLEAR(20, 21, 22, 23)             \
             PV_SUM(n, "1", "2")                                                                    \
-            PV_SHIFT(0, 1, 2, 3) PV_SHIFT(4, 5, 6, 7) PV_SHIFT(8, 9, 10, 11)                       \
-            PV_SHIFT(12, 13, 14, 15) PV_SHIFT(16, 17, 18, 19) PV_SHIFT(20, 21, 22, 23)             \
+            SHIFT_ALL(shift)                                                                       \
             "mov %[p_low], %[p]\n\t"                                                               \
-            "mov %[v_again], %[v]\n\t"                                                             \
+            "mov %[v_low], %[v]\n\t"                                                               \
             "mov %[left], %[tiles]\n\t"                                                            \
             PV_SUM(n, "3", "4")                                                                    \
             ROW(n, 0, 64, 0, 1, 2, 3) ROW(n, 4, 68, 4, 5, 6, 7)                                    \
@@ -252,18 +281,22 @@ DEFINE_MICRO_PV(micro_pv_first_4, 4, PV_START)
             ROW(n, 16, 80, 16, 17, 18, 19) ROW(n, 20, 84, 20, 21, 22, 23)                          \
             : [p] "+r"(p), [v] "+r"(v), [tiles] "+r"(tiles), [quads] "=&r"(quads), [o] "+r"(o)     \
             : [stride] "r"(stride), [o_stride] "r"(o_stride), [scalars] "r"(scalars),              \
-              [p_low] "m"(p_low), [v_again] "m"(v_again), [left] "m"(left)                         \
+              [p_low] "m"(p_low), [v_low] "m"(v_low), [left] "m"(left)                             \
             : "cc", "memory", ALL_VECTOR_REGISTERS);                                               \
     }
 
-DEFINE_MICRO_PV_PRECISE(micro_pv_precise_1, 1, PV_JOIN)
-DEFINE_MICRO_PV_PRECISE(micro_pv_precise_2, 2, PV_JOIN)
-DEFINE_MICRO_PV_PRECISE(micro_pv_precise_3, 3, PV_JOIN)
-DEFINE_MICRO_PV_PRECISE(micro_pv_precise_4, 4, PV_JOIN)
-DEFINE_MICRO_PV_PRECISE(micro_pv_precise_first_1, 1, PV_START)
-DEFINE_MICRO_PV_PRECISE(micro_pv_precise_first_2, 2, PV_START)
-DEFINE_MICRO_PV_PRECISE(micro_pv_precise_first_3, 3, PV_START)
-DEFINE_MICRO_PV_PRECISE(micro_pv_precise_first_4, 4, PV_START)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_1, 1, PV_JOIN, 7)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_2, 2, PV_JOIN, 7)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_3, 3, PV_JOIN, 7)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_4, 4, PV_JOIN, 7)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_first_1, 1, PV_START, 7)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_first_2, 2, PV_START, 7)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_first_3, 3, PV_START, 7)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_first_4, 4, PV_START, 7)
+DEFINE_MICRO_PV_TWICE(micro_pv_wide_1, 1, PV_JOIN, 8)
+DEFINE_MICRO_PV_TWICE(micro_pv_wide_2, 2, PV_JOIN, 8)
+DEFINE_MICRO_PV_TWICE(micro_pv_wide_3, 3, PV_JOIN, 8)
+DEFINE_MICRO_PV_TWICE(micro_pv_wide_4, 4, PV_JOIN, 8)
 
 /* clang-format on */
 
@@ -280,17 +313,30 @@ static inline void micro_pv(int vectors, bool first, const uint8_t *p, const int
     micro[first][vectors - 1](p, v, stride, tiles, o, o_stride, scalars);
 }
 
+/* P of 15 bits. */
 static inline void micro_pv_precise(int vectors, bool first, const uint8_t *p, const uint8_t *p_low,
                                     const int8_t *v, int64_t stride, int64_t tiles, float *o,
                                     int64_t o_stride, const float *scalars)
 {
-    static void (*const micro[2][4])(const uint8_t *, const uint8_t *, const int8_t *, int64_t,
-                                     int64_t, float *, int64_t, const float *) = {
+    static void (*const micro[2][4])(const uint8_t *, const uint8_t *, const int8_t *,
+                                     const int8_t *, int64_t, int64_t, float *, int64_t,
+                                     const float *) = {
         {micro_pv_precise_1, micro_pv_precise_2, micro_pv_precise_3, micro_pv_precise_4},
         {micro_pv_precise_first_1, micro_pv_precise_first_2, micro_pv_precise_first_3,
          micro_pv_precise_first_4},
     };
-    micro[first][vectors - 1](p, p_low, v, stride, tiles, o, o_stride, scalars);
+    micro[first][vectors - 1](p, p_low, v, v, stride, tiles, o, o_stride, scalars);
+}
+
+/* V of 16 bits; never the first, because T is then in units of 2^-f. */
+static inline void micro_pv_wide(int vectors, const uint8_t *p, const int8_t *v,
+                                 const int8_t *v_low, int64_t stride, int64_t tiles, float *o,
+                                 int64_t o_stride, const float *scalars)
+{
+    static void (*const micro[4])(const uint8_t *, const uint8_t *, const int8_t *, const int8_t *,
+                                  int64_t, int64_t, float *, int64_t, const float *) = {
+        micro_pv_wide_1, micro_pv_wide_2, micro_pv_wide_3, micro_pv_wide_4};
+    micro[vectors - 1](p, p, v, v_low, stride, tiles, o, o_stride, scalars);
 }
 
 #undef Z

@@ -84,17 +84,25 @@ static void load_factors(const hr_kernel_args *args, int32_t first, double facto
     }
 }
 
+/* What smoothing took from the row's logits. */
+INLINE double row_bias(const hr_kernel_args *args, int32_t row)
+{
+    return args->lse_bias ? (double)args->lse_bias[row] * (double)args->softmax_scale : 0;
+}
+
 static void begin_rows(task *t)
 {
     for (int32_t b = 0; b < t->blocks; b++) {
         block_state *block = &t->block[b];
         memset(block->l, 0, sizeof block->l);
         const __m512i sums = _mm512_mullo_epi32(load_codes(t, b), _mm512_set1_epi32(-128));
-        const __m512i magic = _mm512_set1_epi32((int32_t)hr_integer_bits(HR_INTEGER_MAGIC));
-        _mm512_store_si512(block->init, _mm512_add_epi32(magic, sums));
+        const int32_t magic = t->k_fraction ? 0 : (int32_t)hr_integer_bits(HR_INTEGER_MAGIC);
+        _mm512_store_si512(block->init, _mm512_add_epi32(_mm512_set1_epi32(magic), sums));
         _mm512_store_ps(block->m, _mm512_set1_ps(-INFINITY));
         _mm512_store_ps(block->e, _mm512_set1_ps(HR_INTEGER_NO_TILE));
         load_factors(t->args, b * BLOCK, block->factor);
+        for (int i = 0; i < LANES && t->args->softcap != 0; i++)
+            block->bias[i] = (float)row_bias(t->args, task_row(t->args, b * BLOCK + i));
         const int32_t rows = t->args->q_end - t->args->q_begin - b * BLOCK;
         block->rows = (__mmask16)((1 << (rows < BLOCK ? rows : BLOCK)) - 1);
         block->fresh = true;
@@ -156,8 +164,7 @@ static void finish_sums(const task *t, int32_t b, float factor[LANES])
         for (int row = 0; row < BLOCK; row++) {
             const int32_t i = args->q_begin + b * BLOCK + row;
             if (i >= args->q_end) return;
-            double bias =
-                args->lse_bias ? (double)args->lse_bias[i] * (double)args->softmax_scale : 0;
+            const double bias = args->softcap == 0 ? row_bias(args, i) : 0;
             factor[row] = hr_integer_finish(args, i, block->m[row], factor[row], bias);
         }
         return;

@@ -33,7 +33,7 @@
  *    takes their place. M = 24576 - N or 24576 - n is what the tile is relative to.
  *    (float)S_ij * k_j = fma(1.5 * 2^23 + S_ij, k_j, -(1.5 * 2^23 * k_j)) bit for bit when
  *    |S_ij| < 2^22: a kernel may start its int32 accumulators at the bits of 1.5 * 2^23 and read
- *    them back as floats. Softcap and ALiBi: see integer_body.c.
+ *    them back as floats. Softcap and ALiBi: see integer_body.c, and hr_integer_cap below.
  * 4. Weights. e_ij = hr_integer_weight(Y_ij - N), about 32640 * 2^((N - Y_ij) / 1024), an integer;
  *    0 from 16 octaves on, and so for every key that stopped at 65535.
  *        P_ij = (e_ij + 64) >> 7, at most 255, where recipes have P in U8
@@ -103,6 +103,13 @@ enum {
 #define HR_EXP2_C3 0x1.c9fc46p-5f
 #define HR_EXP2_C4 0x1.3a02ccp-7f
 
+/* The same, of degree 5: relative error 1.1e-7. For hr_integer_tanh. */
+#define HR_TANH_C1 0x1.62e42ap-1f
+#define HR_TANH_C2 0x1.ebf9bcp-3f
+#define HR_TANH_C3 0x1.c6b752p-5f
+#define HR_TANH_C4 0x1.3cea88p-7f
+#define HR_TANH_C5 0x1.5bba14p-10f
+
 /*
  * log2(1 + u) = u * (d0 + u (d1 + ... u d6)) for u in [0, 1): minimax, exact at 0, absolute error
  * 3.4e-7.
@@ -158,6 +165,35 @@ static inline float hr_integer_exp2(float z)
     p = fmaf(p, f, HR_EXP2_C2);
     p = fmaf(p, f, HR_EXP2_C1);
     return fmaf(p, f, 1.0f) * hr_integer_power(n);
+}
+
+/* Softcap c as its two factors; far from what any logit is, so that both are finite. */
+typedef struct hr_integer_cap {
+    float argument; /* -2 log2(e) / c: from a logit to the exponent in tanh */
+    float units;    /* c * 1024 log2(e): from tanh to units */
+} hr_integer_cap;
+
+static inline hr_integer_cap hr_integer_cap_of(float softcap)
+{
+    const double c = fmin(fmax((double)softcap, 0x1p-90), 0x1p90);
+    return (hr_integer_cap){(float)(-2 * HR_INTEGER_LOG2E / c),
+                            (float)(c * HR_INTEGER_OCTAVE * HR_INTEGER_LOG2E)};
+}
+
+/*
+ * tanh(x / c) = (1 - e) / (1 + e) with x's sign, e = 2^(argument |x|), for finite x. e - 1 is one
+ * rounding of 2^n - 1 + 2^n (2^f - 1), so that small x keep their relative error, 8e-7.
+ */
+static inline float hr_integer_tanh(float x, float argument)
+{
+    float f;
+    int32_t n = hr_integer_split(hr_integer_max(fabsf(x) * argument, HR_INTEGER_MIN_LOG2), &f);
+    float p = fmaf(f, HR_TANH_C5, HR_TANH_C4), power = hr_integer_power(n);
+    p = fmaf(p, f, HR_TANH_C3);
+    p = fmaf(p, f, HR_TANH_C2);
+    p = fmaf(p, f, HR_TANH_C1);
+    float less = fmaf(p * f, power, power - 1.0f);
+    return copysignf(less / (less + 2.0f), x);
 }
 
 /*

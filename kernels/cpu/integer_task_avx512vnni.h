@@ -34,7 +34,9 @@ typedef struct block_state {
     ALIGNED float l[BLOCK][HR_INTEGER_LANES];
     ALIGNED float m[LANES], e[LANES], a[LANES];
     ALIGNED double factor[LANES];
-    ALIGNED int32_t init[LANES];          /* bits of 1.5 * 2^23, less 128 times the sum of q */
+    ALIGNED float bias[LANES]; /* natural units; where logits are capped */
+    /* Bits of 1.5 * 2^23 (0 where K is in 16 bits) less 128 times the sum of q. */
+    ALIGNED int32_t init[LANES];
     ALIGNED int32_t lo[LANES], hi[LANES]; /* keys a row sees; none in the lanes that are no rows */
     group_range range[GROUPS];
     __mmask16 rows; /* lanes that are rows of the task */
@@ -71,10 +73,14 @@ typedef struct task {
     int32_t blocks;
     int32_t first; /* the tile's first key */
     tile_exponents tile;
-    bool half;    /* the CPU has AVX512-FP16 */
-    bool precise; /* P in I16 */
-    const uint8_t *tile_k;
-    const int8_t *tile_v;
+    bool half;          /* the CPU has AVX512-FP16 */
+    bool precise;       /* P in I16 */
+    bool exact_logits;  /* logits are made in FP32: softcap, ALiBi or K's scales in groups */
+    int32_t k_fraction; /* of K's codes, 0 but for scales in groups; V's is in `tile` */
+    double octave;      /* units of the factors' a: 1024, or 1 where logits are capped */
+    hr_integer_cap cap;
+    float slope; /* of ALiBi, in units */
+    hr_integer_vnni_tile codes;
     int32_t *q; /* [blocks * 2][head_dim / 4][6] dwords */
     float *o;   /* [blocks * 12][channels] */
 } task;

@@ -137,6 +137,7 @@ static float make_exact(task *t, int r, const row_state *row, float a, const key
     const hr_kernel_args *args = row->args;
     const tile_scales *tile = &t->tile;
     const float slope = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E) * HR_INTEGER_OCTAVE;
+    const hr_integer_cap cap = hr_integer_cap_of(args->softcap);
     const int64_t diagonal = (int64_t)row->query + args->shift - t->first;
     float least = INFINITY;
     for (int32_t j = span->lo; j < span->hi; j++) {
@@ -147,8 +148,7 @@ static float make_exact(task *t, int r, const row_state *row, float a, const key
             y = fmaf(product, -a, u);
         } else {
             const float x = fmaf(product, a, (float)row->bias);
-            const float capped = args->softcap * tanhf(x / args->softcap);
-            y = fmaf(capped, -HR_INTEGER_OCTAVE * (float)HR_INTEGER_LOG2E, u);
+            y = fmaf(hr_integer_tanh(x, cap.argument), -cap.units, u);
         }
         if (slope != 0) y = fmaf(slope, (float)(diagonal > j ? diagonal - j : j - diagonal), y);
         t->exact[j] = y;

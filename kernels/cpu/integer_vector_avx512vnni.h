@@ -61,6 +61,7 @@ typedef struct tile_columns {
 /* F and E of a tile, what a row's sum is multiplied with, H * 2^-19, and the kind of sum. */
 typedef struct tile_exponents {
     int32_t f, e;
+    int32_t fraction; /* of V's codes: f of step 6 */
     float sum;
     bool even, wide;
 } tile_exponents;
@@ -143,6 +144,37 @@ INLINE void pack_precise_weights(__m512i low, __m512i high, __m512i p[2])
     const __m512i seven = _mm512_set1_epi16(127);
     p[0] = _mm512_packus_epi16(_mm512_srli_epi16(low, 7), _mm512_srli_epi16(high, 7));
     p[1] = _mm512_packus_epi16(_mm512_and_si512(low, seven), _mm512_and_si512(high, seven));
+}
+
+/* x[] = tanh(x[] / c) for n vectors side by side, as hr_integer_tanh. */
+INLINE void tanh_of(__m512 x[], int n, float argument)
+{
+    static const float coefficients[4] = {HR_TANH_C4, HR_TANH_C3, HR_TANH_C2, HR_TANH_C1};
+    const __m512 one = _mm512_set1_ps(1), two = _mm512_set1_ps(2);
+    __m512 z[4], f[4], p[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) {
+        z[i] = _mm512_mul_ps(_mm512_abs_ps(x[i]), _mm512_set1_ps(argument));
+        z[i] = _mm512_max_ps(z[i], _mm512_set1_ps(HR_INTEGER_MIN_LOG2));
+        f[i] = _mm512_reduce_ps(z[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        p[i] = _mm512_set1_ps(HR_TANH_C5);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++)
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++)
+            p[i] = _mm512_fmadd_ps(p[i], f[i], _mm512_set1_ps(coefficients[c]));
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) {
+        const __m512 power = _mm512_scalef_ps(one, _mm512_sub_ps(z[i], f[i]));
+        const __m512 less =
+            _mm512_fmadd_ps(_mm512_mul_ps(p[i], f[i]), power, _mm512_sub_ps(power, one));
+        const __m512 tanh = _mm512_div_ps(less, _mm512_add_ps(less, two));
+        /* tanh's bits but for the sign, which is x's */
+        x[i] = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_set1_epi32(INT32_MAX),
+                                                             _mm512_castps_si512(tanh),
+                                                             _mm512_castps_si512(x[i]), 0xca));
+    }
 }
 
 /* w[] = log2(w[]) for n vectors side by side, as hr_integer_log2. */
@@ -315,6 +347,7 @@ typedef struct row_scalars {
 INLINE void join_tile(const tile_exponents *tile, __m512 tile_m, row_scalars rows)
 {
     const __m512 tile_e = _mm512_set1_ps((float)tile->e);
+    const __m512 output_e = _mm512_set1_ps((float)(tile->e - tile->fraction));
     const __m512 m = _mm512_load_ps(rows.m), e = _mm512_load_ps(rows.e);
     const __m512 octave = _mm512_set1_ps(1.0f / HR_INTEGER_OCTAVE);
     const __mmask16 seen = _mm512_cmp_ps_mask(tile_m, _mm512_set1_ps(-INFINITY), _CMP_GT_OQ);
@@ -328,7 +361,8 @@ INLINE void join_tile(const tile_exponents *tile, __m512 tile_m, row_scalars row
     _mm512_store_ps(rows.beta, _mm512_mul_ps(beta, _mm512_set1_ps(tile->sum)));
     _mm512_store_ps(rows.alpha_o, _mm512_scalef_ps(alpha, _mm512_sub_ps(e, new_e)));
     /* A row that has seen no key yet has e = -1000; 0 for this tile's zeros, not inf. */
-    _mm512_store_ps(rows.beta_o, _mm512_maskz_scalef_ps(seen, beta, _mm512_sub_ps(tile_e, new_e)));
+    _mm512_store_ps(rows.beta_o,
+                    _mm512_maskz_scalef_ps(seen, beta, _mm512_sub_ps(output_e, new_e)));
     _mm512_store_ps(rows.m, new_m);
     _mm512_store_ps(rows.e, new_e);
 }
