@@ -1,6 +1,7 @@
 /*
  * KL divergence and top-k agreement of attention weights, row by row in FP64: two logit rows, two
- * log-sum-exps, one sum. Memory is two rows; time is two dot products a visible (query, key) pair.
+ * log-sum-exps, one sum. Time is two dot products a visible (query, key) pair; memory is K twice in
+ * FP64, and the logits of as many rows as go through it together.
  */
 #include "divergence.h"
 
@@ -9,25 +10,10 @@
 
 #include "memory.h"
 #include "plan.h"
+#include "reference/dot_keys.h"
 #include "status_internal.h"
 
-enum { TOP_K_MAX = 64, LANES = 8 };
-
-/* Independent partial sums let the compiler keep several additions in flight. */
-static double dot(const float *a, const float *b, int32_t n)
-{
-    double sum[LANES] = {0};
-    int32_t c = 0;
-    for (; c + LANES <= n; c += LANES)
-        for (int lane = 0; lane < LANES; lane++)
-            sum[lane] += (double)a[c + lane] * b[c + lane];
-    for (; c < n; c++)
-        sum[0] += (double)a[c] * b[c];
-    double total = 0;
-    for (int lane = 0; lane < LANES; lane++)
-        total += sum[lane];
-    return total;
-}
+enum { TOP_K_MAX = 64, ROWS = 8, SIDES = 2 /* original and quantized */ };
 
 static double log_sum_exp(const double *x, int32_t n)
 {
@@ -80,6 +66,88 @@ static void add_row(const double *a, const double *b, int32_t n, int32_t top_k, 
     sum->rows++;
 }
 
+/* One head of one sequence, both sides; q and k point at the head's first token. */
+typedef struct head_rows {
+    const float *q[SIDES], *k[SIDES];
+    int64_t q_stride, k_stride;
+    int32_t head_dim, seqlen_kv;
+    double scale;
+    size_t padded;         /* seqlen_kv or more, rounded up to HR_DOT_KEYS */
+    double *keys[SIDES];   /* K interleaved */
+    double *logits[SIDES]; /* [ROWS][padded] */
+    double *query;         /* [head_dim] */
+    bool *visible;         /* [ROWS][padded]; false from seqlen_kv on */
+} head_rows;
+
+static void load_keys(const head_rows *head)
+{
+    for (int side = 0; side < SIDES; side++)
+        for (int32_t j = 0; j < head->seqlen_kv; j++)
+            for (int32_t c = 0; c < head->head_dim; c++)
+                head->keys[side][hr_interleaved_at(j, c, head->head_dim)] =
+                    (double)head->k[side][j * head->k_stride + c];
+    memset(head->visible, 0, ROWS * head->padded * sizeof *head->visible);
+}
+
+/* The dot products of one side's queries [first, first + rows) with all keys a tile of them sees.
+ */
+static void make_dots(const head_rows *head, int side, int32_t first, int32_t rows)
+{
+    const int32_t head_dim = head->head_dim;
+    for (int32_t r = 0; r < rows; r++)
+        for (int32_t c = 0; c < head_dim; c++)
+            head->query[r * head_dim + c] = (double)head->q[side][(first + r) * head->q_stride + c];
+    for (int32_t j = 0; j < head->seqlen_kv; j += HR_DOT_KEYS)
+        for (int32_t r = 0; r < rows; r++)
+            if (hr_any_visible(head->visible + (size_t)r * head->padded + j))
+                hr_dot_keys(head->query + r * head_dim, head->keys[side] + (int64_t)j * head_dim,
+                            head_dim, head->logits[side] + (size_t)r * head->padded + j);
+}
+
+/* Moves the logits of visible keys to the front and adds up what they say. */
+static void add_visible(const head_rows *head, int32_t r, int32_t top_k, hr_divergence *sum)
+{
+    const size_t at = (size_t)r * head->padded;
+    double *original = head->logits[0] + at, *quantized = head->logits[1] + at;
+    int32_t count = 0;
+    for (int32_t j = 0; j < head->seqlen_kv; j++) {
+        if (!head->visible[at + (size_t)j]) continue;
+        original[count] = head->scale * original[j];
+        quantized[count++] = head->scale * quantized[j];
+    }
+    if (count > 0) add_row(original, quantized, count, top_k, sum);
+}
+
+static hr_status allocate(head_rows *head, const hr_attention_problem *problem)
+{
+    int32_t longest = 0;
+    for (int32_t b = 0; b < problem->batch; b++) {
+        int32_t length = problem->cu_seqlens_kv[b + 1] - problem->cu_seqlens_kv[b];
+        if (length > longest) longest = length;
+    }
+    const size_t row = (size_t)problem->head_dim * sizeof(double);
+    head->padded = ((size_t)longest + HR_DOT_KEYS - 1) / HR_DOT_KEYS * HR_DOT_KEYS;
+    bool complete = true;
+    for (int side = 0; side < SIDES; side++) {
+        head->keys[side] = hr_alloc(head->padded, row);
+        head->logits[side] = hr_alloc(ROWS, head->padded * sizeof(double));
+        complete = complete && head->keys[side] && head->logits[side];
+    }
+    head->query = hr_alloc(ROWS, row);
+    head->visible = hr_alloc(ROWS, head->padded * sizeof *head->visible);
+    return complete && head->query && head->visible ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
+}
+
+static void release(head_rows *head)
+{
+    for (int side = 0; side < SIDES; side++) {
+        free(head->keys[side]);
+        free(head->logits[side]);
+    }
+    free(head->query);
+    free(head->visible);
+}
+
 hr_status hr_divergence_add(const hr_attention_problem *problem, int32_t head, const float *q,
                             const float *k, const float *q_quantized, const float *k_quantized,
                             int32_t top_k, hr_divergence *sum)
@@ -87,42 +155,34 @@ hr_status hr_divergence_add(const hr_attention_problem *problem, int32_t head, c
     if (top_k < 1 || top_k > TOP_K_MAX)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "top_k is %d; it must be in 1..%d", top_k,
                        TOP_K_MAX);
-    int32_t longest = 0;
-    for (int32_t b = 0; b < problem->batch; b++) {
-        int32_t length = problem->cu_seqlens_kv[b + 1] - problem->cu_seqlens_kv[b];
-        if (length > longest) longest = length;
-    }
-    double *logits = hr_alloc((size_t)longest, 2 * sizeof(double));
-    bool *visible = hr_alloc((size_t)longest, sizeof *visible);
-    if (!logits || !visible) {
-        free(logits);
-        free(visible);
-        return HR_ERROR_OUT_OF_MEMORY;
-    }
-
-    int32_t head_dim = problem->head_dim;
-    int32_t kv_head = head / (problem->num_heads / problem->num_kv_heads);
-    int64_t q_stride = (int64_t)problem->num_heads * head_dim;
-    int64_t k_stride = (int64_t)problem->num_kv_heads * head_dim;
-    for (int32_t b = 0; b < problem->batch; b++) {
-        int32_t q0 = problem->cu_seqlens_q[b], k0 = problem->cu_seqlens_kv[b];
-        hr_kernel_args sequence = hr_sequence_args(problem, b);
-        for (int32_t i = 0; i < sequence.seqlen_q; i++) {
-            hr_mask_row(problem, b, head, i, visible);
-            int32_t count = 0;
-            int64_t q_at = (q0 + i) * q_stride + (int64_t)head * head_dim;
-            double *original = logits, *quantized = logits + longest;
-            for (int32_t j = 0; j < sequence.seqlen_kv; j++) {
-                if (!visible[j]) continue;
-                int64_t k_at = (k0 + j) * k_stride + (int64_t)kv_head * head_dim;
-                double scale = problem->softmax_scale;
-                original[count] = scale * dot(q + q_at, k + k_at, head_dim);
-                quantized[count++] = scale * dot(q_quantized + q_at, k_quantized + k_at, head_dim);
-            }
-            if (count > 0) add_row(original, quantized, count, top_k, sum);
+    const int32_t head_dim = problem->head_dim;
+    const int32_t kv_head = head / (problem->num_heads / problem->num_kv_heads);
+    head_rows rows = {.q_stride = (int64_t)problem->num_heads * head_dim,
+                      .k_stride = (int64_t)problem->num_kv_heads * head_dim,
+                      .head_dim = head_dim,
+                      .scale = (double)problem->softmax_scale};
+    hr_status status = allocate(&rows, problem);
+    for (int32_t b = 0; b < problem->batch && status == HR_OK; b++) {
+        const int64_t q_at = problem->cu_seqlens_q[b] * rows.q_stride + (int64_t)head * head_dim;
+        const int64_t k_at =
+            problem->cu_seqlens_kv[b] * rows.k_stride + (int64_t)kv_head * head_dim;
+        const hr_kernel_args sequence = hr_sequence_args(problem, b);
+        rows.q[0] = q + q_at;
+        rows.q[1] = q_quantized + q_at;
+        rows.k[0] = k + k_at;
+        rows.k[1] = k_quantized + k_at;
+        rows.seqlen_kv = sequence.seqlen_kv;
+        load_keys(&rows);
+        for (int32_t first = 0; first < sequence.seqlen_q; first += ROWS) {
+            const int32_t left = sequence.seqlen_q - first, count = left < ROWS ? left : ROWS;
+            for (int32_t r = 0; r < count; r++)
+                hr_mask_row(problem, b, head, first + r, rows.visible + (size_t)r * rows.padded);
+            for (int side = 0; side < SIDES; side++)
+                make_dots(&rows, side, first, count);
+            for (int32_t r = 0; r < count; r++)
+                add_visible(&rows, r, top_k, sum);
         }
     }
-    free(logits);
-    free(visible);
-    return HR_OK;
+    release(&rows);
+    return status;
 }

@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "divergence.h"
+#include "test_random.h"
 
 static const int32_t one_query[2] = {0, 1}, two_keys[2] = {0, 2}, two_queries[2] = {0, 2};
 
@@ -78,6 +79,63 @@ Test(divergence, masked_keys_do_not_count)
     cr_assert_eq(sum.rows, 2);
     cr_assert_eq(sum.kl, 0);
     cr_assert_eq(sum.agree, 2);
+}
+
+enum { QUERY_HEADS = 4, KV_HEADS = 2, HEAD_DIM = 24, TOKENS = 60 };
+
+/* The divergence of one row that sees keys [0, count), by the formula. */
+static double row_kl(const float *q[2], const float *k[2], int32_t count)
+{
+    double logits[2][TOKENS], norm[2] = {0, 0}, kl = 0;
+    for (int side = 0; side < 2; side++) {
+        for (int32_t j = 0; j < count; j++) {
+            double dot = 0;
+            for (int c = 0; c < HEAD_DIM; c++)
+                dot += (double)q[side][c] * (double)k[side][j * KV_HEADS * HEAD_DIM + c];
+            logits[side][j] = 0.125 * dot;
+            norm[side] += exp(logits[side][j]);
+        }
+    }
+    for (int32_t j = 0; j < count; j++) {
+        double p = exp(logits[0][j]) / norm[0];
+        kl += p * (log(p) - (logits[1][j] - log(norm[1])));
+    }
+    return kl;
+}
+
+/* Lengths that fill neither a tile of keys nor a block of rows; the longer sequence comes first. */
+Test(divergence, sequences_and_grouped_heads_match_the_formula)
+{
+    static const int32_t cu_seqlens[] = {0, 37, TOKENS};
+    static float q[2][TOKENS * QUERY_HEADS * HEAD_DIM], k[2][TOKENS * KV_HEADS * HEAD_DIM];
+    test_random random = {1};
+    for (int side = 0; side < 2; side++) {
+        random_gaussians(&random, q[side], TOKENS * QUERY_HEADS * HEAD_DIM);
+        random_gaussians(&random, k[side], TOKENS * KV_HEADS * HEAD_DIM);
+    }
+    hr_attention_problem problem;
+    hr_attention_problem_init(&problem, QUERY_HEADS, KV_HEADS, HEAD_DIM);
+    problem.batch = 2;
+    problem.cu_seqlens_q = problem.cu_seqlens_kv = cu_seqlens;
+    problem.softmax_scale = 0.125f;
+    problem.mask.causal = true;
+    for (int32_t head = 0; head < QUERY_HEADS; head++) {
+        hr_divergence sum = {0};
+        cr_assert_eq(hr_divergence_add(&problem, head, q[0], k[0], q[1], k[1], 4, &sum), HR_OK);
+        double expected = 0;
+        for (int32_t t = 0; t < TOKENS; t++) {
+            const int32_t start = t < cu_seqlens[1] ? 0 : cu_seqlens[1];
+            const float *query[2], *keys[2];
+            for (int side = 0; side < 2; side++) {
+                query[side] = q[side] + (t * QUERY_HEADS + head) * HEAD_DIM;
+                keys[side] = k[side] + (start * KV_HEADS + head / 2) * HEAD_DIM;
+            }
+            expected += row_kl(query, keys, t - start + 1);
+        }
+        cr_assert_eq(sum.rows, TOKENS);
+        cr_assert(fabs(sum.kl - expected) <= 1e-11 * expected, "head %d: %.17g, expected %.17g",
+                  head, sum.kl, expected);
+    }
 }
 
 Test(divergence, top_k_outside_its_range_is_refused)

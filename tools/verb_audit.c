@@ -281,7 +281,7 @@ static int print_choice(const hr_audit *audit, double budget)
         free(choice);
         return cli_fail_library(NULL);
     }
-    printf("\nWithin a relative L2 error of %g, of %d heads:\n", budget, heads);
+    printf("\nWithin a relative L2 error of %g, of %d head%s:\n", budget, heads, cli_s(heads));
     for (int32_t c = next_by_bits(audit, -1); c >= 0; c = next_by_bits(audit, c)) {
         int32_t count = count_choice(choice, heads, c);
         if (count > 0)

@@ -9,8 +9,8 @@
  * j runs over the keys the mask lets row i see; the sink takes part in m too. Positions: key j is
  * at j, query i at i + d. Every other result in Headroom is measured against this one.
  *
- * K is kept as [seqlen_kv / 16][head_dim][16], so that the compiler computes the dot products of 16
- * keys in vectors without reordering any sum.
+ * K is interleaved (dot_keys.h); 8 rows go through K and V together, which a head of some thousand
+ * keys would otherwise have to bring from memory for every row.
  */
 #include <math.h>
 #include <omp.h>
@@ -21,10 +21,12 @@
 #include "format_minifloat.h"
 #include "memory.h"
 #include "plan.h"
+#include "reference/dot_keys.h"
 #include "status_internal.h"
 
 enum {
-    KEYS = 16,
+    KEYS = HR_DOT_KEYS,
+    ROWS = 8,
     SERIAL_WORK = 1 << 20 /* multiply-adds below which starting a team costs more than it saves */
 };
 
@@ -69,12 +71,11 @@ static void load_head(const hr_tensor *tensor, int64_t first, int32_t tokens, in
     }
 }
 
-/* [tokens][head_dim] -> [tokens / KEYS][head_dim][KEYS]; the padding is never looked at. */
 static void interleave_keys(const double *rows, int32_t tokens, int32_t head_dim, double *out)
 {
-    for (int64_t t = 0; t < tokens; t++)
-        for (int64_t channel = 0; channel < head_dim; channel++)
-            out[(t / KEYS * head_dim + channel) * KEYS + t % KEYS] = rows[t * head_dim + channel];
+    for (int32_t t = 0; t < tokens; t++)
+        for (int32_t channel = 0; channel < head_dim; channel++)
+            out[hr_interleaved_at(t, channel, head_dim)] = rows[(int64_t)t * head_dim + channel];
 }
 
 typedef struct head_problem {
@@ -87,16 +88,6 @@ typedef struct head_problem {
     int64_t o_stride, lse_stride;
 } head_problem;
 
-static void dot_keys(const double *restrict q, const double *restrict k, int32_t head_dim,
-                     double *restrict dots)
-{
-    double sum[KEYS] = {0};
-    for (int32_t channel = 0; channel < head_dim; channel++)
-        for (int j = 0; j < KEYS; j++)
-            sum[j] += q[channel] * k[channel * KEYS + j];
-    memcpy(dots, sum, sizeof sum);
-}
-
 static double logit(const head_problem *head, int32_t row, int32_t key, double dot)
 {
     const hr_attention_problem *problem = head->problem;
@@ -108,49 +99,68 @@ static double logit(const head_problem *head, int32_t row, int32_t key, double d
     return s;
 }
 
-/* Does any of the keys [j, j + KEYS) count? */
-static bool any_visible(const bool *visible, int32_t j)
+/* o += sum_j weights[j] * v_j over the visible ones of KEYS keys, in their order. */
+static void add_values(const double *restrict weights, const bool *restrict visible,
+                       const double *restrict v, int32_t head_dim, double *restrict o)
 {
-    bool any = false;
-    for (int i = 0; i < KEYS; i++)
-        any |= visible[j + i];
-    return any;
+    for (int j = 0; j < KEYS; j++) {
+        if (!visible[j]) continue;
+        for (int32_t channel = 0; channel < head_dim; channel++)
+            o[channel] += weights[j] * v[(int64_t)j * head_dim + channel];
+    }
 }
 
-/* `weights` and `visible` hold seqlen_kv elements, rounded up to KEYS; visible is false there. */
-static void attend_row(const head_problem *head, int32_t row, double *restrict weights,
-                       bool *restrict visible)
+/* Dot products -> exp(s_j - m), in place; returns their sum with the sink's, and the row's LSE. */
+static double make_weights(const head_problem *head, int32_t row, double *weights,
+                           const bool *visible, double *lse)
 {
     const hr_attention_problem *problem = head->problem;
-    const int32_t head_dim = problem->head_dim, seqlen_kv = head->args.seqlen_kv;
-    double *restrict o = head->o + row * head->o_stride;
-    hr_mask_row(problem, head->sequence, head->head, row, visible);
-
-    for (int32_t j = 0; j < seqlen_kv; j += KEYS)
-        if (any_visible(visible, j))
-            dot_keys(head->q + (int64_t)row * head_dim, head->k + (int64_t)j * head_dim, head_dim,
-                     weights + j);
     const double sink = problem->sinks ? (double)problem->sinks[head->head] : -INFINITY;
     double largest = sink;
-    for (int32_t j = 0; j < seqlen_kv; j++) {
+    for (int32_t j = 0; j < head->args.seqlen_kv; j++) {
         if (!visible[j]) continue;
         weights[j] = logit(head, row, j, weights[j]);
         if (weights[j] > largest) largest = weights[j];
     }
-    memset(o, 0, (size_t)head_dim * sizeof *o);
     double sum = sink > -INFINITY ? exp(sink - largest) : 0;
-    for (int32_t j = 0; j < seqlen_kv; j++) {
+    for (int32_t j = 0; j < head->args.seqlen_kv; j++) {
         if (!visible[j]) continue;
-        const double weight = exp(weights[j] - largest);
-        const double *restrict v = head->v + (int64_t)j * head_dim;
-        sum += weight;
-        for (int32_t channel = 0; channel < head_dim; channel++)
-            o[channel] += weight * v[channel];
+        weights[j] = exp(weights[j] - largest);
+        sum += weights[j];
     }
-    if (sum != 0)
-        for (int32_t channel = 0; channel < head_dim; channel++)
-            o[channel] /= sum;
-    if (head->lse) head->lse[row * head->lse_stride] = sum == 0 ? -INFINITY : largest + log(sum);
+    *lse = sum == 0 ? -INFINITY : largest + log(sum);
+    return sum;
+}
+
+/*
+ * `weights` and `visible` are [ROWS][keys], where keys is seqlen_kv or more, rounded up to KEYS;
+ * visible is false from seqlen_kv on.
+ */
+static void attend_rows(const head_problem *head, int32_t first, int32_t rows, size_t keys,
+                        double *weights, bool *visible)
+{
+    const int32_t head_dim = head->problem->head_dim, seqlen_kv = head->args.seqlen_kv;
+    double sums[ROWS], *o = head->o + first * head->o_stride;
+    for (int32_t r = 0; r < rows; r++)
+        hr_mask_row(head->problem, head->sequence, head->head, first + r, visible + r * keys);
+    for (int32_t j = 0; j < seqlen_kv; j += KEYS)
+        for (int32_t r = 0; r < rows; r++)
+            if (hr_any_visible(visible + r * keys + j))
+                hr_dot_keys(head->q + (int64_t)(first + r) * head_dim,
+                            head->k + (int64_t)j * head_dim, head_dim, weights + r * keys + j);
+    for (int32_t r = 0; r < rows; r++) {
+        double lse;
+        sums[r] = make_weights(head, first + r, weights + r * keys, visible + r * keys, &lse);
+        if (head->lse) head->lse[(first + r) * head->lse_stride] = lse;
+        memset(o + r * head->o_stride, 0, (size_t)head_dim * sizeof *o);
+    }
+    for (int32_t j = 0; j < seqlen_kv; j += KEYS)
+        for (int32_t r = 0; r < rows; r++)
+            add_values(weights + r * keys + j, visible + r * keys + j,
+                       head->v + (int64_t)j * head_dim, head_dim, o + r * head->o_stride);
+    for (int32_t r = 0; r < rows; r++)
+        for (int32_t channel = 0; channel < head_dim && sums[r] != 0; channel++)
+            o[r * head->o_stride + channel] /= sums[r];
 }
 
 static hr_status check_input(const char *name, const hr_tensor *tensor, int64_t tokens,
@@ -174,7 +184,7 @@ static hr_status check_input(const char *name, const hr_tensor *tensor, int64_t 
     return hr_device_expect(name, tensor->device, HR_DEVICE_CPU);
 }
 
-/* Buffers for one head of one sequence, and a row of weights and of the mask for each thread. */
+/* Buffers for one head of one sequence, and ROWS rows of weights and mask for each thread. */
 typedef struct reference_buffers {
     double *q, *k, *k_rows, *v, *weights;
     bool *visible;
@@ -201,8 +211,9 @@ static hr_status allocate_buffers(const hr_attention_problem *problem, reference
     buffers->k = hr_alloc(buffers->keys, row);
     buffers->k_rows = hr_alloc(keys, row);
     buffers->v = hr_alloc(keys, row);
-    buffers->weights = hr_alloc((size_t)buffers->threads, buffers->keys * sizeof(double));
-    buffers->visible = hr_alloc((size_t)buffers->threads, buffers->keys * sizeof(bool));
+    const size_t kept = (size_t)buffers->threads * ROWS;
+    buffers->weights = hr_alloc(kept, buffers->keys * sizeof(double));
+    buffers->visible = hr_alloc(kept, buffers->keys * sizeof(bool));
     bool complete = buffers->q && buffers->k && buffers->k_rows && buffers->v && buffers->weights &&
                     buffers->visible;
     return complete ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
@@ -241,14 +252,16 @@ static void run_head(const hr_attention_problem *problem, int32_t sequence, int3
     load_head(k, first_kv, seqlen_kv, kv_head, &problem->rope, 0, buffers->k_rows);
     load_head(v, first_kv, seqlen_kv, kv_head, NULL, 0, buffers->v);
     /* Shorter sequences must not see what the mask of a longer one left behind. */
-    memset(buffers->visible, 0, (size_t)buffers->threads * buffers->keys * sizeof(bool));
+    memset(buffers->visible, 0, (size_t)buffers->threads * ROWS * buffers->keys * sizeof(bool));
     interleave_keys(buffers->k_rows, seqlen_kv, problem->head_dim, buffers->k);
     const int64_t work = (int64_t)state.args.seqlen_q * seqlen_kv * problem->head_dim;
     const int threads = work < SERIAL_WORK ? 1 : buffers->threads;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int32_t row = 0; row < state.args.seqlen_q; row++) {
-        const size_t offset = (size_t)omp_get_thread_num() * buffers->keys;
-        attend_row(&state, row, buffers->weights + offset, buffers->visible + offset);
+    for (int32_t row = 0; row < state.args.seqlen_q; row += ROWS) {
+        const size_t offset = (size_t)omp_get_thread_num() * ROWS * buffers->keys;
+        const int32_t left = state.args.seqlen_q - row, rows = left < ROWS ? left : ROWS;
+        attend_rows(&state, row, rows, buffers->keys, buffers->weights + offset,
+                    buffers->visible + offset);
     }
 }
 
