@@ -70,6 +70,7 @@ static bool enter_tile(task *t, int32_t b, passage *w)
                       hi = w->block->range[g].any_hi - t->first;
         w->begin[g] = lo > 0 ? lo / SUBTILE : 0;
         w->end[g] = hi < HR_INTEGER_TILE ? (hi + SUBTILE - 1) / SUBTILE : SUBTILES;
+        w->tail[g] = hi < HR_INTEGER_TILE ? (hi - 1) % SUBTILE / 16 + 1 : 4;
         any |= w->begin[g] < w->end[g];
     }
     return any;
@@ -221,10 +222,16 @@ static void make_scores(task *t, passage *w)
             const uint8_t *k = t->codes.k + (int64_t)s * SUBTILE * t->head_dim;
             const int32_t *init = block->init + g * ROWS;
             const float *a = block->a + g * ROWS;
-            const bool masked = is_masked(t, &block->range[g], s), first = s == w->begin[g];
+            const int tail = s + 1 == w->end[g] ? w->tail[g] : 4;
+            const bool first = s == w->begin[g];
+            const bool masked = tail < 4 || is_masked(t, &block->range[g], s);
             /* Keys not seen must not count among the least: mask_logits finds that then. */
             uint16_t *lanes = masked ? t->unused_lanes[0] : t->lanes[g * ROWS];
-            if (first || masked)
+            if (tail <= 2)
+                micro_qk_logits_32(q, k, quads, init, &t->columns[s], a, t->y[g][s][0]);
+            else if (tail == 3)
+                micro_qk_logits_48(q, k, quads, init, &t->columns[s], a, t->y[g][s][0]);
+            else if (first || masked)
                 micro_qk_logits_first(q, k, quads, init, &t->columns[s], a, t->y[g][s][0], lanes);
             else
                 micro_qk_logits_next(q, k, quads, init, &t->columns[s], a, t->y[g][s][0], lanes);
@@ -356,7 +363,7 @@ static void add_values(task *t, const passage *w)
     float *o = t->o + w->first_row * t->channels;
     for (const int8_t *width = t->width; *width; width++) {
         for (int g = 0; g < GROUPS; g++) {
-            const int64_t begin = w->begin[g], tiles = w->end[g] - begin;
+            const int64_t begin = w->begin[g], tiles = w->end[g] - begin, tail = w->tail[g] % 4;
             const int8_t *values = v + begin * (SUBTILE / 4) * stride;
             const float *scalars = w->o.alpha + g * ROWS;
             float *out = o + g * ROWS * t->channels;
@@ -368,8 +375,8 @@ static void add_values(task *t, const passage *w)
                 micro_pv_precise(*width, w->first, t->p[g][begin][0], t->p_low[g][begin][0], values,
                                  stride, tiles, out, stride, scalars);
             else
-                micro_pv(*width, w->first, t->p[g][begin][0], values, stride, tiles, out, stride,
-                         scalars);
+                micro_pv(*width, w->first, t->p[g][begin][0], values, stride, tiles - (tail != 0),
+                         tail, out, stride, scalars);
         }
         v += *width * 64;
         o += *width * 16;

@@ -160,6 +160,58 @@ DEFINE_MICRO_QK_LOGITS(micro_qk_logits_first, QK_LEAST_FIRST)
 DEFINE_MICRO_QK_LOGITS(micro_qk_logits_next, QK_LEAST_NEXT)
 
 /*
+ * The first 32 or 48 of the 64 keys, for groups that see no more: y of the other keys is arbitrary,
+ * and there is no least.
+ */
+#define QK_ROW_2(b, q_offset, a0, a1)                                                              \
+    BROADCAST(b, q_offset, "%[q]") DOT(24, b, a0) DOT(25, b, a1)
+#define QK_ROW_3(b, q_offset, a0, a1, a2) QK_ROW_2(b, q_offset, a0, a1) DOT(26, b, a2)
+#define QK_NEXT                                                                                    \
+    "add $256, %[k]\n\t"                                                                           \
+    "add $24, %[q]\n\t"                                                                            \
+    "dec %[quads]\n\t"                                                                             \
+    "jnz 1b\n\t"
+#define QK_SUM_2                                                                                   \
+    ".p2align 6\n"                                                                                 \
+    "1:\n\t"                                                                                       \
+    LOAD(24, 0, "%[k]") LOAD(25, 64, "%[k]")                                                       \
+    QK_ROW_2(28, 0, 0, 1) QK_ROW_2(29, 4, 4, 5) QK_ROW_2(30, 8, 8, 9)                              \
+    QK_ROW_2(31, 12, 12, 13) QK_ROW_2(28, 16, 16, 17) QK_ROW_2(29, 20, 20, 21)                     \
+    QK_NEXT
+#define QK_SUM_3                                                                                   \
+    ".p2align 6\n"                                                                                 \
+    "1:\n\t"                                                                                       \
+    LOAD(24, 0, "%[k]") LOAD(25, 64, "%[k]") LOAD(26, 128, "%[k]")                                 \
+    QK_ROW_3(28, 0, 0, 1, 2) QK_ROW_3(29, 4, 4, 5, 6) QK_ROW_3(30, 8, 8, 9, 10)                    \
+    QK_ROW_3(31, 12, 12, 13, 14) QK_ROW_3(28, 16, 16, 17, 18) QK_ROW_3(29, 20, 20, 21, 22)         \
+    QK_NEXT
+#define QK_PACK_LOW                                                                                \
+    QK_PACK(0, 1, 0) QK_PACK(4, 5, 128) QK_PACK(8, 9, 256) QK_PACK(12, 13, 384)                    \
+    QK_PACK(16, 17, 512) QK_PACK(20, 21, 640)
+#define DEFINE_MICRO_QK_PART(name, SUM, MORE)                                                      \
+    static inline void name(const int32_t *q, const uint8_t *k, int64_t quads,                     \
+                            const int32_t *init, const tile_columns *columns, const float *a,      \
+                            uint16_t *y)                                                           \
+    {                                                                                              \
+        __asm__ volatile(                                                                          \
+            QK_START                                                                               \
+            SUM                                                                                    \
+            QK_COLUMNS(0, 256, 512) QK_LOGITS(0, 4, 8, 12, 16, 20)                                 \
+            QK_COLUMNS(64, 320, 576) QK_LOGITS(1, 5, 9, 13, 17, 21)                                \
+            QK_PACK_LOW                                                                            \
+            MORE                                                                                   \
+            : [k] "+r"(k), [q] "+r"(q), [quads] "+r"(quads)                                        \
+            : [init] "r"(init), [columns] "r"(columns), [a] "r"(a), [y] "r"(y)                     \
+            : "cc", "memory", ALL_VECTOR_REGISTERS);                                               \
+    }
+
+DEFINE_MICRO_QK_PART(micro_qk_logits_32, QK_SUM_2, )
+DEFINE_MICRO_QK_PART(micro_qk_logits_48, QK_SUM_3,
+    QK_COLUMNS(128, 384, 640) QK_LOGITS(2, 6, 10, 14, 18, 22)
+    QK_PACK(2, 2, 64) QK_PACK(6, 6, 192) QK_PACK(10, 10, 320) QK_PACK(14, 14, 448)
+    QK_PACK(18, 18, 576) QK_PACK(22, 22, 704))
+
+/*
  * P.V: the broadcasts are unsigned (P), the vectors signed (V). One function for each number of
  * column vectors, since a head_dim that is not a multiple of 64 leaves fewer than 4.
  */
@@ -217,6 +269,32 @@ DEFINE_MICRO_QK_LOGITS(micro_qk_logits_next, QK_LEAST_NEXT)
     "dec %[tiles]\n\t"                                                                             \
     "jnz " tile "b\n\t"
 
+/*
+ * The registers += sum over the first 16 * tail keys of the 64 next, whose quads are every first
+ * `tail` of four.
+ */
+#define PV_TAIL(n, four, quad, end)                                                                \
+    "cmpq $0, %[tail]\n\t"                                                                         \
+    "je " end "f\n\t"                                                                              \
+    "mov $4, %[tiles]\n\t"                                                                         \
+    four ":\n\t"                                                                                   \
+    "mov %[tail], %[quads]\n\t"                                                                    \
+    ".p2align 6\n"                                                                                 \
+    quad ":\n\t"                                                                                   \
+    PV_LOAD_##n                                                                                    \
+    PV_ROW(n, 28, 0, 0, 1, 2, 3) PV_ROW(n, 29, 64, 4, 5, 6, 7)                                     \
+    PV_ROW(n, 30, 128, 8, 9, 10, 11) PV_ROW(n, 31, 192, 12, 13, 14, 15)                            \
+    PV_ROW(n, 28, 256, 16, 17, 18, 19) PV_ROW(n, 29, 320, 20, 21, 22, 23)                          \
+    "add %[stride], %[v]\n\t"                                                                      \
+    "add $4, %[p]\n\t"                                                                             \
+    "dec %[quads]\n\t"                                                                             \
+    "jnz " quad "b\n\t"                                                                            \
+    "add %[p_skip], %[p]\n\t"                                                                      \
+    "add %[v_skip], %[v]\n\t"                                                                      \
+    "dec %[tiles]\n\t"                                                                             \
+    "jnz " four "b\n"                                                                              \
+    end ":\n\t"
+
 /* What multiplies six rows' old O and their T: rows 0 .. 5 from alpha and beta on. */
 typedef struct micro_scalars {
     ALIGNED float alpha[16], beta[16];
@@ -224,27 +302,34 @@ typedef struct micro_scalars {
 
 /*
  * O[r][0 .. 16 n - 1] = T * beta[r] + O * alpha[r] or just T, T = sum over 64 * tiles keys of p[r][key] *
- * v[key][column].
+ * v[key][column], and over 16 * tail more.
  *
  * p [tiles][6][64] unsigned bytes in the key order of HR_LAYOUT_VNNI_V; v quads of 4 keys, `stride`
  * bytes apart, each [16 n][4] signed bytes, 64-byte aligned; o rows `o_stride` bytes apart, 64-byte
- * aligned; scalars points at the alpha of row 0 in a micro_scalars.
+ * aligned; scalars points at the alpha of row 0 in a micro_scalars. tail is 0 to 3, and one of
+ * tiles and tail at least 1.
  */
 #define DEFINE_MICRO_PV(name, n, ROW)                                                              \
     static inline void name(const uint8_t *p, const int8_t *v, int64_t stride,                     \
-                                    int64_t tiles, float *o, int64_t o_stride,                     \
+                                    int64_t tiles, int64_t tail, float *o, int64_t o_stride,       \
                                     const float *scalars)                                          \
     {                                                                                              \
+        const int64_t p_skip = 4 * (4 - tail), v_skip = stride * (4 - tail);                       \
         int64_t quads;                                                                             \
         __asm__ volatile(                                                                          \
             PV_CLEAR(0, 1, 2, 3) PV_CLEAR(4, 5, 6, 7) PV_CLEAR(8, 9, 10, 11)                       \
             PV_CLEAR(12, 13, 14, 15) PV_CLEAR(16, 17, 18, 19) PV_CLEAR(20, 21, 22, 23)             \
+            "test %[tiles], %[tiles]\n\t"                                                          \
+            "jz 3f\n\t"                                                                            \
             PV_SUM(n, "1", "2")                                                                    \
+            "3:\n\t"                                                                               \
+            PV_TAIL(n, "4", "5", "6")                                                              \
             ROW(n, 0, 64, 0, 1, 2, 3) ROW(n, 4, 68, 4, 5, 6, 7)                                    \
             ROW(n, 8, 72, 8, 9, 10, 11) ROW(n, 12, 76, 12, 13, 14, 15)                             \
             ROW(n, 16, 80, 16, 17, 18, 19) ROW(n, 20, 84, 20, 21, 22, 23)                          \
             : [p] "+r"(p), [v] "+r"(v), [tiles] "+r"(tiles), [quads] "=&r"(quads), [o] "+r"(o)     \
-            : [stride] "r"(stride), [o_stride] "r"(o_stride), [scalars] "r"(scalars)               \
+            : [stride] "r"(stride), [o_stride] "r"(o_stride), [scalars] "r"(scalars),              \
+              [tail] "m"(tail), [p_skip] "m"(p_skip), [v_skip] "m"(v_skip)                         \
             : "cc", "memory", ALL_VECTOR_REGISTERS);                                               \
     }
 
@@ -302,15 +387,15 @@ DEFINE_MICRO_PV_TWICE(micro_pv_wide_4, 4, PV_JOIN, 8)
 
 /* `first`: O = T, whatever it was. */
 static inline void micro_pv(int vectors, bool first, const uint8_t *p, const int8_t *v,
-                            int64_t stride, int64_t tiles, float *o, int64_t o_stride,
+                            int64_t stride, int64_t tiles, int64_t tail, float *o, int64_t o_stride,
                             const float *scalars)
 {
-    static void (*const micro[2][4])(const uint8_t *, const int8_t *, int64_t, int64_t, float *,
-                                     int64_t, const float *) = {
+    static void (*const micro[2][4])(const uint8_t *, const int8_t *, int64_t, int64_t, int64_t,
+                                     float *, int64_t, const float *) = {
         {micro_pv_1, micro_pv_2, micro_pv_3, micro_pv_4},
         {micro_pv_first_1, micro_pv_first_2, micro_pv_first_3, micro_pv_first_4},
     };
-    micro[first][vectors - 1](p, v, stride, tiles, o, o_stride, scalars);
+    micro[first][vectors - 1](p, v, stride, tiles, tail, o, o_stride, scalars);
 }
 
 /* P of 15 bits. */

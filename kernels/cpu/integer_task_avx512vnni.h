@@ -52,6 +52,7 @@ typedef struct passage {
     int32_t first_row;
     bool first;                     /* the block's first tile: O becomes T */
     int begin[GROUPS], end[GROUPS]; /* subtiles [begin, end) hold keys that some row sees */
+    int tail[GROUPS]; /* those of the last subtile are in its first 16 * tail keys; 4: anywhere */
 } passage;
 
 typedef struct task {
