@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""The C examples in docs/ compile, run and print the text block that follows them."""
+"""The examples in docs/ work: those in C compile, run and print the text block that follows them,
+and what those in Python write is what it says it is."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -12,6 +14,8 @@ import unittest
 
 ROOT = pathlib.Path(__file__).parents[1]
 BUILD = pathlib.Path(os.environ.get("HEADROOM_CLI", "")).parent
+CLI = os.environ.get("HEADROOM_CLI", "")
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 EXAMPLE = re.compile(r"^```c\n(.*?)^```$.*?^```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -40,6 +44,20 @@ class Docs(unittest.TestCase):
                     self.assertEqual(run(code), printed)
                 count += 1
         self.assertGreater(count, 0)
+
+    def test_python_examples(self):
+        if not importlib.util.find_spec("safetensors"):
+            self.skipTest("no safetensors for Python")
+        (code,) = PYTHON.findall((ROOT / "docs/files.md").read_text())
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+            recording = pathlib.Path(folder, "recording.safetensors")
+            inspect = [CLI, "inspect", recording]
+            listed = subprocess.run(inspect, check=True, capture_output=True, text=True).stdout
+            self.assertIn(": recording, 7 tensors", listed)
+            output = pathlib.Path(folder, "output.safetensors")
+            check = [CLI, "run", recording, "--recipe", "int8", "--check=0.05", "-o", output]
+            subprocess.run(check, check=True, capture_output=True)
 
 
 if __name__ == "__main__":

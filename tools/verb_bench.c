@@ -155,7 +155,7 @@ static json_t *row_object(const bench_case *c, const bench_result *r)
 
 static void print_heading(bool masked, bool epilogue)
 {
-    printf("%-52s %9s %6s %8s %8s %6s %6s %7s %7s %6s %9s%s%s\n", "case", "ms", "spread", "GOP/s",
+    printf("%-62s %9s %6s %8s %8s %6s %6s %7s %7s %6s %9s%s%s\n", "case", "ms", "spread", "GOP/s",
            "peak", "ratio", "x bf16", "KV GB/s", "read", "ratio", "e_kernel",
            masked ? " density x dense" : "", epilogue ? " x after" : "");
 }
@@ -163,7 +163,7 @@ static void print_heading(bool masked, bool epilogue)
 static void print_row(const bench_case *c, const bench_result *r, bool first)
 {
     if (first) print_heading(c->mask->given, c->norm != HR_NORM_NONE);
-    printf("%-52s %9.3f %5.1f%% %8.1f %8.1f %5.1f%% %6.2f %7.2f %7.2f %5.1f%% %9.2e", c->name,
+    printf("%-62s %9.3f %5.1f%% %8.1f %8.1f %5.1f%% %6.2f %7.2f %7.2f %5.1f%% %9.2e", c->name,
            r->median_ms, 100 * (r->max_ms - r->min_ms) / r->median_ms, r->gops, r->roof_gops,
            100 * r->roof_ratio, r->x_bf16, r->kv_gbps, r->roof_gbps, 100 * r->kv_ratio,
            r->check.rel_l2);
