@@ -29,6 +29,12 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
+def anchors(text):
+    """The names by which a page's headings are linked to."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
 class Readme(unittest.TestCase):
     def test_the_c_example(self):
         (code,) = blocks("c")
@@ -70,10 +76,18 @@ class Readme(unittest.TestCase):
                         continue
                     self.assertEqual(result.returncode, 0, result.stderr)
 
-    def test_files_the_readme_points_to_exist(self):
-        for target in re.findall(r"\]\(([^)]+)\)", README):
-            with self.subTest(target):
-                self.assertTrue((ROOT / target).exists(), target)
+    def test_links_in_all_pages_lead_somewhere(self):
+        pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
+        for page in sorted(pages):
+            for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+                if re.match(r"https?://", link):
+                    continue
+                with self.subTest(page=page.name, link=link):
+                    file, _, heading = link.partition("#")
+                    target = page.parent / file if file else page
+                    self.assertTrue(target.exists())
+                    if heading:
+                        self.assertIn(heading, anchors(target.read_text()))
 
 
 if __name__ == "__main__":
