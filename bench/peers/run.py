@@ -34,6 +34,9 @@ import report
 
 ALWAYS = ("headroom/int[48]", "headroom-1/*", "peak/*")  # the participants of every burst
 RESULTS = peers.ROOT / "bench" / "results"
+# An OpenMP run time lets idle workers spin for some milliseconds, on a processor that the next
+# driver's threads want: before a timing they get the time to fall asleep.
+SETTLE_SECONDS = 0.1
 REFERENCE_ROWS = 128  # queries the error is measured on, evenly spaced
 
 
@@ -177,6 +180,8 @@ def measure_row(arguments, row):
     while repeats < arguments.repeats:
         first = repeats % len(drivers)  # who comes after whom is not always the same
         for driver in drivers[first:] + drivers[:first]:
+            if arguments.threads > 1:
+                time.sleep(SETTLE_SECONDS)
             driver.measure()
         repeats += 1
         if time.monotonic() - begin > arguments.seconds:
