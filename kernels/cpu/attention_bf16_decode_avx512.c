@@ -59,10 +59,9 @@ static inline float value_of(uint32_t code)
     return value;
 }
 
-static inline void put_query(wide_vec *out, int32_t element, uint32_t code)
+WIDE_INLINE wide_vec query_of(__m512i raw, int plane)
 {
-    const float value = value_of(code);
-    memcpy((float *)out + element, &value, sizeof value);
+    return wide_of(raw, plane);
 }
 
 WIDE_INLINE __m512i weights_of(__m512 p)

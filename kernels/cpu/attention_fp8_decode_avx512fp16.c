@@ -1,7 +1,6 @@
 /*
- * FP8 decode on AVX512-FP16. The bits of E4M3 three places down the mantissa are an FP16 of 2^-8
- * times the value, subnormals included, so a vector of 32 costs two or three operations; its NaN,
- * which becomes a number, is watched for. Products are made in FP16:
+ * FP8 decode on AVX512-FP16. Products are made in FP16, on codes turned into FP16 by two or three
+ * operations for 32 of them (e4m3_decode_avx512.h):
  *
  *     S   head_dim / 8 of them are added up in one element, then three times two; Q is kept at
  *         2^-2, so that the sum stays below 448 * 2^-2 * 1.75 * 256 = 50176
@@ -9,19 +8,17 @@
  *
  * tests/check_bound.h has what that costs. P is not rounded to E4M3: FP16 holds more.
  */
-#include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
 #include <string.h>
+
+#include "e4m3_decode_avx512.h"
 
 typedef __m512h wide_vec;
 
 enum { CODE_BYTES = 1, OUTPUTS = 32, FLUSH_KEYS = 128, PEAK_WEIGHT = 224 };
 
 #define PRODUCT_SCALE 0x1p10f
-#define VALUE_SCALE 0x1p8f
-#define QUERY_SCALE 0x1p-2f
-#define WIDE_INLINE static inline __attribute__((always_inline))
+#define VALUE_SCALE E4M3_SCALE
+#define QUERY_SCALE 0x1p6f16 /* times 2^-8 of half_of: 2^-2 */
 
 WIDE_INLINE wide_vec wide_zero(void)
 {
@@ -30,9 +27,13 @@ WIDE_INLINE wide_vec wide_zero(void)
 
 WIDE_INLINE wide_vec wide_of(__m512i raw, int plane)
 {
-    const __m512i high = plane ? raw : _mm512_slli_epi16(raw, 8);
-    return _mm512_castsi512_ph(
-        _mm512_and_si512(_mm512_srai_epi16(high, 1), _mm512_set1_epi16((short)0xbf80)));
+    return _mm512_castsi512_ph(half_of(raw, plane));
+}
+
+WIDE_INLINE wide_vec query_of(__m512i raw, int plane)
+{
+    return _mm512_mul_ph(_mm512_castsi512_ph(half_or_nan_of(raw, plane)),
+                         _mm512_set1_ph(QUERY_SCALE));
 }
 
 WIDE_INLINE wide_vec wide_fma(wide_vec a, wide_vec b, wide_vec c)
@@ -71,20 +72,6 @@ WIDE_INLINE void add_vector(float *t, wide_vec sum)
     _mm512_store_ps(t + 16, _mm512_add_ps(_mm512_load_ps(t + 16), high));
 }
 
-static inline float value_of(uint32_t code)
-{
-    if ((code & 0x7f) == 0x7f) return NAN;
-    const uint16_t bits = (uint16_t)((code & 0x80) << 8 | (code & 0x7f) << 7);
-    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))) * 0x1p8f;
-}
-
-static inline void put_query(wide_vec *out, int32_t element, uint32_t code)
-{
-    const __m128i half = _mm_cvtps_ph(_mm_set_ss(value_of(code) * QUERY_SCALE), 0);
-    const uint16_t bits = (uint16_t)_mm_cvtsi128_si32(half);
-    memcpy((char *)out + 2 * element, &bits, sizeof bits);
-}
-
 WIDE_INLINE __m512i weights_of(__m512 p)
 {
     const __m512i half = _mm512_cvtepu16_epi32(_mm512_cvtps_ph(p, 0));
@@ -96,22 +83,6 @@ static inline float float_weight(float weight)
     uint32_t bits;
     memcpy(&bits, &weight, sizeof bits);
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128((int)(bits & 0xffff))));
-}
-
-/* The largest magnitudes: 0x7f is NaN. */
-WIDE_INLINE void watch_value(__m512i *seen, __m512i raw)
-{
-    *seen = _mm512_max_epu8(*seen, _mm512_and_si512(raw, _mm512_set1_epi8(0x7f)));
-}
-
-WIDE_INLINE void watch_key(__m512i *seen, __m512i raw)
-{
-    watch_value(seen, raw);
-}
-
-static inline int is_special(__m512i seen)
-{
-    return _mm512_cmpeq_epi8_mask(seen, _mm512_set1_epi8(0x7f)) != 0;
 }
 
 #include "float_decode_avx512.h"

@@ -12,11 +12,11 @@
  *     CODE_BYTES, OUTPUTS, FLUSH_KEYS   of a code; elements of a wide vector; keys added up in one
  *     PRODUCT_SCALE, VALUE_SCALE        S and T times these are in true units
  *     PEAK_WEIGHT                       P of a row's largest logit
- *     wide_of(raw, plane)               every other code of 64 bytes, from code `plane` on
+ *     wide_of(raw, plane)               one in PLANES of the codes of 64 bytes: see channel_of
+ *     query_of(raw, plane)              the same for Q
  *     wide_zero(), wide_fma(a, b, c), wide_weight(dword)
  *     sum_keys(sum)                     of 4 times 4 keys to floats, key 4 g + i from lane g
  *     add_vector(t, sum)                OUTPUTS floats t += sum
- *     put_query(out, code)              one code of Q as an element
  *     weights_of(p), float_weight(dword) 16 weights to dwords for wide_weight, and back
  *     watch_key, watch_value(seen, raw) keep what is_special(seen) needs to tell NaN and infinity
  *     value_of(code)                    as a float
@@ -44,10 +44,24 @@ static inline float bias_of(const hr_kernel_args *args, int32_t query)
     return args->lse_bias ? args->softmax_scale * args->lse_bias[query] : 0;
 }
 
-static inline bool keys_have_scales(const hr_kernel_args *args)
+static inline bool keys_have_scales(const hr_kernel_operand *operand)
 {
-    return args->k.granularity == HR_GRANULARITY_TOKEN ||
-           args->k.granularity == HR_GRANULARITY_BLOCK;
+    return operand->granularity == HR_GRANULARITY_TOKEN ||
+           operand->granularity == HR_GRANULARITY_BLOCK;
+}
+
+/* The tile's scales of K or V, if keys have them; 0 for those past the sequence. */
+static inline void gather_scales(const float_decode *s, const hr_kernel_operand *operand,
+                                 float *scale)
+{
+    if (operand->granularity == HR_GRANULARITY_TOKEN)
+        copy_token_scales(operand, s->first, s->count, scale);
+    else if (operand->granularity == HR_GRANULARITY_BLOCK)
+        for (int32_t j = 0; j < s->count; j++)
+            scale[j] = token_scale(operand, s->first + j);
+    else
+        return;
+    memset(scale + s->count, 0, (size_t)(DECODE_TILE - s->count) * sizeof *scale);
 }
 
 /* What turns a row's S into logits. */
@@ -56,9 +70,10 @@ static inline logit_rule rule_of(const float_decode *s, int32_t row)
     int32_t query;
     const hr_kernel_args *args = args_of(s, row, &query);
     float scale = PRODUCT_SCALE * args->softmax_scale * token_scale(&args->q, query);
-    if (keys_have_scales(args) == false) scale *= token_scale(&args->k, 0);
+    if (!keys_have_scales(&args->k)) scale *= token_scale(&args->k, 0);
     logit_rule rule = {.scale = args->softcap != 0 ? scale / args->softcap : scale * LOG2E,
-                       .column_scale = keys_have_scales(args) ? s->column_scale + s->from : NULL,
+                       .column_scale =
+                           keys_have_scales(&args->k) ? s->column_scale + s->from : NULL,
                        .alibi_slope = args->alibi_slope * LOG2E,
                        .diagonal = (float)((int64_t)query + args->shift - s->first - s->from)};
     if (args->softcap == 0) return rule;
@@ -95,7 +110,7 @@ static inline void make_logits(float_decode *s, int32_t row)
  * rescaled by alpha = 2^(old - new) and the tile's by beta = 2^(tile - new) / PEAK_WEIGHT; the
  * floor turns -inf - -inf, of rows that have seen no key at all, into -inf.
  */
-static inline void join_maxima(float_decode *s, int32_t row)
+static inline void join_rows(float_decode *s, int32_t row)
 {
     const vec before = vec_load(s->max + row), here = vec_load(s->largest + row);
     const vec joined = vec_max(here, before), reference = vec_max(vec_set(-0x1p127f), joined);
@@ -106,11 +121,13 @@ static inline void join_maxima(float_decode *s, int32_t row)
     vec_store(s->max + row, joined);
 }
 
-/* Logits -> weights of one row, and their sum before they are rounded. */
+/* Logits -> weights of one row, times V's scales if keys have them, and the sum of the weights
+ * before either and before they are rounded. */
 static inline void make_weights(float_decode *s, int32_t row)
 {
     const vec minus = vec_sub(vec_set(0), vec_max(vec_set(-0x1p127f), vec_set(s->largest[row])));
     const vec scale = vec_set(s->scale[row]);
+    const float *values = keys_have_scales(&s->args->v) ? s->value_scale : NULL;
     vec sum[2] = {vec_set(0), vec_set(0)};
     for (int32_t j = s->from; j < s->end; j += 32)
         for (int i = 0; i < 2; i++) {
@@ -119,6 +136,7 @@ static inline void make_weights(float_decode *s, int32_t row)
             /* The second half may lie past the end, where nothing was written in this tile. */
             if (j + 16 * i >= s->end) p = vec_set(0);
             sum[i] = vec_add(sum[i], p);
+            if (values) p = vec_mul(p, vec_load(values + j + 16 * i));
             _mm512_store_si512(x, weights_of(p));
         }
     s->sum[row] =
@@ -128,19 +146,14 @@ static inline void make_weights(float_decode *s, int32_t row)
 static inline void update_softmax(float_decode *s, const code_rows *k, const code_rows *v,
                                   int32_t cost)
 {
-    if (keys_have_scales(s->args)) {
-        if (s->args->k.granularity == HR_GRANULARITY_TOKEN)
-            copy_token_scales(&s->args->k, s->first, s->count, s->column_scale);
-        else
-            for (int32_t j = 0; j < s->count; j++)
-                s->column_scale[j] = token_scale(&s->args->k, s->first + j);
-    }
+    gather_scales(s, &s->args->k, s->column_scale);
+    gather_scales(s, &s->args->v, s->value_scale);
     for (int32_t row = 0; row < s->rows; row++) {
         prefetch_share(&s->walk.ahead, k, v, cost);
         make_logits(s, row);
     }
     for (int32_t row = 0; row < s->rows; row += 16)
-        join_maxima(s, row);
+        join_rows(s, row);
     for (int32_t row = 0; row < s->rows; row++) {
         prefetch_share(&s->walk.ahead, k, v, cost);
         make_weights(s, row);
@@ -177,16 +190,15 @@ static inline void sum_special_values(float_decode *s, const code_rows *v)
 {
     for (int32_t row = 0; row < s->rows; row++) {
         const int32_t lo = s->lo[row] - s->first, hi = s->hi[row] - s->first;
-        for (int32_t vector = 0; vector < s->vectors; vector++)
-            for (int32_t e = 0; e < OUTPUTS; e++) {
-                const int32_t channel = channel_of(vector, e);
-                float sum = 0;
-                if (channel >= s->args->head_dim) continue;
-                for (int32_t key = lo > s->from ? lo : s->from; key < s->end && key < hi; key++)
-                    sum += float_weight(s->x[row][key]) *
-                           value_of(code_at(v, s->walk.tile, key, channel));
-                s->t[(row * s->vectors + vector) * OUTPUTS + e] = sum / VALUE_SCALE;
-            }
+        for (int32_t i = 0; i < s->vectors * OUTPUTS; i++) {
+            const int32_t channel = channel_of(i);
+            float sum = 0;
+            if (channel >= s->args->head_dim) continue;
+            for (int32_t key = lo > s->from ? lo : s->from; key < s->end && key < hi; key++)
+                sum +=
+                    float_weight(s->x[row][key]) * value_of(code_at(v, s->walk.tile, key, channel));
+            s->t[row * s->vectors * OUTPUTS + i] = sum / VALUE_SCALE;
+        }
     }
 }
 
@@ -279,22 +291,18 @@ DECODE_INLINE void decode_tile(float_decode *s, const code_rows *k, const code_r
 /* A row's query, as a K block lies: lane L, dword i of vector k: Q's dword 4 L + k, for all i. */
 static inline void start_row(float_decode *s, int32_t row)
 {
-    enum { ELEMENTS = 4 / CODE_BYTES / 2 }; /* of a dword, in one plane */
     int32_t query;
     const hr_kernel_args *args = args_of(s, row, &query);
-    const unsigned char *codes =
-        (const unsigned char *)args->q.codes + (int64_t)query * args->head_dim * CODE_BYTES;
+    const size_t bytes = (size_t)args->head_dim * CODE_BYTES;
+    const code_rows codes = rows_of(&args->q, bytes);
     wide_vec *q = s->q + row * s->vectors * 4;
-    for (int32_t i = 0; i < s->vectors * 4; i++)
-        q[i] = wide_zero();
-    for (int32_t c = 0; c < args->head_dim; c++) {
-        const int32_t byte = c * CODE_BYTES, lane = byte % PART / 16, k = byte % 16 / 4;
-        const int32_t vector = (byte / PART * 4 + k) * 2 + c % 2;
-        const int32_t element = (lane * 4) * ELEMENTS + byte % 4 / (2 * CODE_BYTES);
-        uint16_t code = 0;
-        memcpy(&code, codes + byte, CODE_BYTES);
-        for (int32_t i = 0; i < 4; i++)
-            put_query(&q[vector], element + i * ELEMENTS, code);
+    for (int32_t part = 0; part < codes.parts; part++) {
+        const __m512i raw = load_part(&codes, codes.codes + (size_t)query * bytes, part);
+        const __m512i dwords[4] = {_mm512_shuffle_epi32(raw, 0x00), _mm512_shuffle_epi32(raw, 0x55),
+                                   _mm512_shuffle_epi32(raw, 0xaa),
+                                   _mm512_shuffle_epi32(raw, 0xff)};
+        for (int i = 0; i < 4 * PLANES; i++)
+            q[part * 4 * PLANES + i] = query_of(dwords[i / PLANES], i % PLANES);
     }
     /* Smoothing shifted every logit but the sink's, unless the bias was put back for the cap. */
     const float shift = args->softcap != 0 ? 0 : bias_of(args, query);
@@ -309,15 +317,21 @@ static inline void finish_row(const float_decode *s, int32_t row)
     const bool channels = args->v.granularity == HR_GRANULARITY_CHANNEL;
     const float sum = s->sum[row];
     /* A sum of 0 is a row that sees no key. */
-    const float inverse = sum == 0 ? 0 : VALUE_SCALE * token_scale(&args->v, 0) / sum;
+    float factor = sum == 0 ? 0 : VALUE_SCALE / sum;
+    if (!keys_have_scales(&args->v)) factor *= token_scale(&args->v, 0);
     float *out = args->o + query * args->o_stride;
-    for (int32_t vector = 0; vector < s->vectors; vector++)
-        for (int32_t e = 0; e < OUTPUTS; e++) {
-            const int32_t c = channel_of(vector, e);
-            if (c >= args->head_dim) continue;
-            out[c] = s->o[(row * s->vectors + vector) * OUTPUTS + e] * inverse;
-            if (channels) out[c] *= args->v.scale[c];
-        }
+    for (int32_t i = 0; i < s->vectors * OUTPUTS; i += 16) {
+        const vec o = vec_mul(vec_load(s->o + row * s->vectors * OUTPUTS + i), vec_set(factor));
+        const int32_t first = channel_of(i);
+        const __m512i channel = _mm512_add_epi32(
+            _mm512_set1_epi32(first),
+            _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30));
+        const __mmask16 there = _mm512_cmplt_epi32_mask(channel, _mm512_set1_epi32(args->head_dim));
+        const vec scale = channels ? _mm512_mask_i32gather_ps(vec_set(1), there, channel,
+                                                              args->v.scale, sizeof(float))
+                                   : vec_set(1);
+        _mm512_mask_i32scatter_ps(out, there, channel, vec_mul(o, scale), sizeof(float));
+    }
     if (!args->lse) return;
     const float bias = args->softcap != 0 ? 0 : bias_of(args, query);
     /* Taking the bias off the sink and adding it again would round: without keys, don't. */
@@ -357,7 +371,7 @@ DECODE_INLINE void decode_rows(const hr_kernel_args *args, int32_t parts)
     float_decode *s = args->scratch;
     s->args = args;
     s->rows = args->heads * (args->q_end - args->q_begin);
-    s->vectors = k.parts * 2;
+    s->vectors = k.parts * PLANES;
     assert(s->rows >= 1 && s->rows <= DECODE_ROWS);
     assert(args->head_dim % 8 == 0 && args->head_dim <= MAX_CHANNELS);
     assert(args->k.pages == args->v.pages && args->k.page_slots == args->v.page_slots);

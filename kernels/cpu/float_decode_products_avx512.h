@@ -14,6 +14,8 @@
 #include "float_softmax.h"
 
 enum {
+    PART_CODES = PART / CODE_BYTES,
+    PLANES = PART_CODES / OUTPUTS, /* wide vectors that 64 bytes become */
     MAX_VECTORS = MAX_CHANNELS / OUTPUTS,
     FLOAT_STEP = VALUE_STEP / 2 /* keys a V block has: wide vectors take more room */
 };
@@ -23,7 +25,7 @@ typedef struct float_decode {
     ALIGNED float max[DECODE_ROWS], sum[DECODE_ROWS], largest[DECODE_ROWS];
     ALIGNED float alpha[DECODE_ROWS], beta[DECODE_ROWS];
     float scale[DECODE_ROWS]; /* what x is still to be multiplied by */
-    ALIGNED float column_scale[DECODE_TILE];
+    ALIGNED float column_scale[DECODE_TILE], value_scale[DECODE_TILE];
     ALIGNED wide_vec k_block[KEY_STEP / 4][MAX_CHANNELS * 4 / OUTPUTS];
     ALIGNED wide_vec v_block[FLOAT_STEP][MAX_VECTORS];
     tile_walk walk;
@@ -43,13 +45,18 @@ static inline size_t float_decode_scratch(int32_t head_dim)
 {
     const size_t parts = ((size_t)head_dim * CODE_BYTES + PART - 1) / PART;
     return sizeof(float_decode) +
-           DECODE_ROWS * 2 * parts * (5 * sizeof(wide_vec) + 2 * OUTPUTS * sizeof(float));
+           DECODE_ROWS * PLANES * parts * (5 * sizeof(wide_vec) + 2 * OUTPUTS * sizeof(float));
 }
 
-/* The channel of element `element` of wide vector `vector` of a row. */
-static inline int32_t channel_of(int32_t vector, int32_t element)
+/*
+ * The channel of float `i` of a row's T and O: a plane is every other code of its 64 bytes, or of
+ * half of them.
+ */
+static inline int32_t channel_of(int32_t i)
 {
-    return vector / 2 * OUTPUTS * 2 + element * 2 + vector % 2;
+    enum { HALVES = PART_CODES / 32 };
+    const int32_t vector = i / 16, plane = vector / HALVES % 2;
+    return (vector / (2 * HALVES) * HALVES + vector % HALVES) * 32 + i % 16 * 2 + plane;
 }
 
 /* S of keys [key, key + 16) for one or two rows, straight from memory. rows is a constant. */
@@ -74,12 +81,13 @@ DECODE_INLINE void score_keys(float_decode *s, const code_rows *k, const code_ro
                 watch_key(&s->seen_k, raw[i]);
             }
             transpose_lanes(raw);
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; i++)
+#pragma GCC unroll 16
+            for (int i = 0; i < 4 * PLANES; i++)
 #pragma GCC unroll 2
                 for (int r = 0; r < rows; r++)
-                    sum[r][g] = wide_fma(wide_of(raw[i / 2], i % 2),
-                                         s->q[(r * k->parts + part) * 8 + i], sum[r][g]);
+                    sum[r][g] =
+                        wide_fma(wide_of(raw[i / PLANES], i % PLANES),
+                                 s->q[(r * k->parts + part) * 4 * PLANES + i], sum[r][g]);
         }
     }
 #pragma GCC unroll 2
@@ -104,9 +112,9 @@ DECODE_INLINE void load_keys_block(float_decode *s, const code_rows *k, const co
                 watch_key(&seen, raw[i]);
             }
             transpose_lanes(raw);
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; i++)
-                s->k_block[g][part * 8 + i] = wide_of(raw[i / 2], i % 2);
+#pragma GCC unroll 16
+            for (int i = 0; i < 4 * PLANES; i++)
+                s->k_block[g][part * 4 * PLANES + i] = wide_of(raw[i / PLANES], i % PLANES);
         }
     }
     s->seen_k = seen;
@@ -180,12 +188,13 @@ DECODE_INLINE void sum_values(float_decode *s, const code_rows *k, const code_ro
     __m512i seen = s->seen_v;
     for (int32_t begin = s->from; begin < s->end; begin += FLUSH_KEYS) {
         const int32_t end = begin + FLUSH_KEYS < s->end ? begin + FLUSH_KEYS : s->end;
-        wide_vec sum[2][2][2]; /* [row][key % 2][plane]: one chain a plane would wait for itself */
+        /* [row][key % 2][plane]: one chain a plane would wait for itself */
+        wide_vec sum[2][2][PLANES];
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; i++)
-                sum[r][i / 2][i % 2] = wide_zero();
+#pragma GCC unroll 8
+            for (int i = 0; i < 2 * PLANES; i++)
+                sum[r][i / PLANES][i % PLANES] = wide_zero();
         for (int32_t key = begin; key < end; key += 4) {
             const uint8_t *row[4];
             four_rows(v, s->walk.tile, key, row);
@@ -198,16 +207,16 @@ DECODE_INLINE void sum_values(float_decode *s, const code_rows *k, const code_ro
 #pragma GCC unroll 2
                 for (int r = 0; r < rows; r++) {
                     const wide_vec weight = weight_at(s, r, key + i);
-#pragma GCC unroll 2
-                    for (int plane = 0; plane < 2; plane++)
+#pragma GCC unroll 4
+                    for (int plane = 0; plane < PLANES; plane++)
                         sum[r][i % 2][plane] =
                             wide_fma(wide_of(raw, plane), weight, sum[r][i % 2][plane]);
                 }
             }
         }
         for (int r = 0; r < rows; r++)
-            for (int plane = 0; plane < 2; plane++) {
-                float *t = s->t + (r * s->vectors + 2 * part + plane) * OUTPUTS;
+            for (int plane = 0; plane < PLANES; plane++) {
+                float *t = s->t + (r * s->vectors + PLANES * part + plane) * OUTPUTS;
                 add_vector(t, sum[r][0][plane]);
                 add_vector(t, sum[r][1][plane]);
             }
@@ -226,8 +235,9 @@ DECODE_INLINE void load_values_block(float_decode *s, const code_rows *k, const 
         for (int32_t part = 0; part < v->parts; part++) {
             const __m512i raw = load_part(v, row, part);
             watch_value(&seen, raw);
-            s->v_block[i][2 * part] = wide_of(raw, 0);
-            s->v_block[i][2 * part + 1] = wide_of(raw, 1);
+#pragma GCC unroll 4
+            for (int plane = 0; plane < PLANES; plane++)
+                s->v_block[i][PLANES * part + plane] = wide_of(raw, plane);
         }
     }
     s->seen_v = seen;
