@@ -383,22 +383,33 @@ static void add_values(task *t, const passage *w)
     }
 }
 
+/* The last step of a tile for a block, and of all when it was the last tile. */
+static void leave_tile(task *t, const passage *w, bool last)
+{
+    add_values(t, w);
+    if (last) finish_block(t, w->first_row / BLOCK);
+}
+
 /*
  * One tile for all blocks. A block's P.V comes after the next block's scores: the chain scores -> M
- * -> weights -> P.V then always has independent work beside it.
+ * -> weights -> P.V then always has independent work beside it. So have the stores of O, which wait
+ * for the third-level cache where there are many heads.
  */
-static void update_blocks(task *t)
+static void update_blocks(task *t, bool last)
 {
     passage *previous = NULL;
     for (int32_t b = 0; b < t->blocks; b++) {
         passage *next = &t->passage[previous == &t->passage[0]];
-        if (!enter_tile(t, b, next)) continue;
+        if (!enter_tile(t, b, next)) {
+            if (last) finish_block(t, b);
+            continue;
+        }
         make_scores(t, next);
-        if (previous) add_values(t, previous);
+        if (previous) leave_tile(t, previous, last);
         make_block_weights(t, next);
         previous = next;
     }
-    if (previous) add_values(t, previous);
+    if (previous) leave_tile(t, previous, last);
 }
 
 void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni_load load)
@@ -432,17 +443,20 @@ void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni
     begin_rows(t);
 
     void *expanded = (char *)args->scratch + hr_integer_attention_avx512vnni_scratch(t->head_dim);
-    for (int32_t index = 0; index < args->range_count; index++) {
-        hr_kernel_range range;
+    hr_kernel_range range;
+    int32_t ranges = args->range_count;
+    while (ranges > 0 && !hr_kernel_visit(args, ranges - 1, &range))
+        ranges--;
+    for (int32_t index = 0; index < ranges; index++) {
         if (!hr_kernel_visit(args, index, &range)) continue;
         enter_range(t, &range);
         t->first = range.begin / HR_INTEGER_TILE * HR_INTEGER_TILE;
         for (; t->first < range.end; t->first += HR_INTEGER_TILE) {
             t->codes = load(args, &range, t->first, expanded);
             prepare_tile(t);
-            update_blocks(t);
+            update_blocks(t, index + 1 == ranges && t->first + HR_INTEGER_TILE >= range.end);
         }
     }
-    for (int32_t b = 0; b < t->blocks; b++)
+    for (int32_t b = 0; b < t->blocks && ranges == 0; b++)
         finish_block(t, b);
 }
