@@ -13,7 +13,7 @@ recording=$HEADROOM_SOURCE/data/minilm.safetensors
 check() {
     local printed
     printed=$(LD_LIBRARY_PATH=$libdir:${LD_LIBRARY_PATH:-} "$1" "$recording")
-    if [ "$printed" != "headroom 0.1.0: 6 layers" ]; then
+    if [ "$printed" != "headroom $version: 6 layers" ]; then
         echo "FAIL: $1 printed '$printed'" >&2
         exit 1
     fi
@@ -28,6 +28,12 @@ uses_shared() { readelf -d "$1" | grep -q 'NEEDED.*libheadroom\.so'; }
 prefix=$scratch/moved
 mv "$scratch/first" "$prefix"
 libdir=$(dirname "$(find "$prefix" -name libheadroom.a)")
+version=$(sed -n 's/^#define HR_VERSION_[A-Z]* *\([0-9]*\)$/\1/p' \
+    "$prefix/include/headroom/status.h" | paste -sd.)
+soname=$(readelf -d "$libdir/libheadroom.so" | sed -n 's/.*soname: \[\(.*\)\]/\1/p')
+[ "$soname" = "libheadroom.so.${version%.*}" ] || { echo "FAIL: soname is $soname" >&2; exit 1; }
+[ -f "$libdir/libheadroom.so.$version" ] || { echo "FAIL: no libheadroom.so.$version" >&2; exit 1; }
+grep -q "^Version: $version\$" "$libdir/pkgconfig/headroom.pc"
 for file in include/headroom/headroom.h share/headroom/report.schema.json; do
     [ -f "$prefix/$file" ] || { echo "FAIL: $file is not installed" >&2; exit 1; }
 done

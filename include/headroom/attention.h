@@ -214,8 +214,8 @@ HR_API hr_status hr_kernel_query_from(const hr_attention_problem *problem, const
 
 /*
  * The first row of kernels.def that serves the query with an ISA in isa_mask. Pure: reads neither
- * the machine nor the environment. On failure HR_ERROR_UNSUPPORTED (or NOT_FOUND for an unknown
- * name), and the message names the closest kernel and the first thing it lacks.
+ * the machine nor the environment. HR_ERROR_UNSUPPORTED names the closest kernel and the first
+ * thing it lacks, HR_ERROR_NOT_FOUND, for an unknown name, the kernels that serve the query.
  */
 HR_API hr_status hr_kernel_find(const hr_kernel_query *query, uint32_t isa_mask,
                                 const hr_kernel_info **out) HR_NODISCARD;

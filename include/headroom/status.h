@@ -23,9 +23,15 @@ extern "C" {
 #define HR_NODISCARD
 #endif
 
+/*
+ * Of the headers; hr_version() is that of the library. While the major version is 0, a new minor
+ * version may change declarations and struct layouts, and libheadroom.so then has another soname.
+ * HR_VERSION is for #if: 1.2.3 is 10203. The build takes the version from here.
+ */
 #define HR_VERSION_MAJOR 0
 #define HR_VERSION_MINOR 1
 #define HR_VERSION_PATCH 0
+#define HR_VERSION (HR_VERSION_MAJOR * 10000 + HR_VERSION_MINOR * 100 + HR_VERSION_PATCH)
 
 /* 0 is success; every error is negative. Values are stable. */
 typedef enum hr_status {

@@ -5,6 +5,10 @@
 #include <headroom/headroom.h>
 #include <stdio.h>
 
+#if HR_VERSION < 100
+#error "headroom 0.1.0 or later is needed"
+#endif
+
 int main(int argc, char **argv)
 {
     if (argc != 2) {
