@@ -28,6 +28,7 @@ static const char *const isa_names[HR_ISA_COUNT] = {
     [HR_ISA_AVX512VNNI] = "avx512vnni",
     [HR_ISA_AVX512FP16] = "avx512fp16",
     [HR_ISA_NEON] = "neon",
+    [HR_ISA_NEONI8MM] = "neoni8mm",
     [HR_ISA_SM90] = "sm90",
 };
 
@@ -83,8 +84,11 @@ static uint32_t detect_cpu(void)
 
 static uint32_t detect_cpu(void)
 {
-    unsigned long needed = HWCAP_ASIMDDP | HWCAP_ASIMDHP | HWCAP_FPHP;
-    return (getauxval(AT_HWCAP) & needed) == needed ? 1u << HR_ISA_NEON : 0;
+    const unsigned long needed = HWCAP_ASIMDDP | HWCAP_ASIMDHP | HWCAP_FPHP;
+    if ((getauxval(AT_HWCAP) & needed) != needed) return 0;
+    uint32_t mask = 1u << HR_ISA_NEON;
+    if (getauxval(AT_HWCAP2) & HWCAP2_I8MM) mask |= 1u << HR_ISA_NEONI8MM;
+    return mask;
 }
 
 #else

@@ -189,12 +189,25 @@ Test(isa, the_environment_limits_and_never_adds)
     cr_assert_eq(hr_isa_mask(), machine);
     setenv("HEADROOM_ISA", "portable", 1);
     cr_assert_eq(hr_isa_mask(), portable_only);
-    setenv("HEADROOM_ISA", "avx2,avxvnni,avx512,avx512vnni,avx512fp16,neon,sm90", 1);
+    setenv("HEADROOM_ISA", "avx2,avxvnni,avx512,avx512vnni,avx512fp16,neon,neoni8mm,sm90", 1);
     cr_assert_eq(hr_isa_mask(), machine);
     setenv("HEADROOM_ISA", "sse9", 1);
     cr_assert_eq(hr_isa_mask(), 0);
     cr_assert(strstr(hr_last_error(), "HEADROOM_ISA"));
     cr_assert(strstr(hr_last_error(), "\"sse9\""));
+}
+
+/* What a recipe gets on a machine with these instruction sets. */
+static void expect_row(const char *recipe, int32_t seqlen_q, const char *isas, const char *name)
+{
+    uint32_t mask;
+    cr_assert_eq(hr_isa_parse(isas, &mask), HR_OK, "%s", hr_last_error());
+    hr_kernel_query query = query_for(recipe, 64, HR_FEATURE_CAUSAL);
+    query.seqlen_q = seqlen_q;
+    const hr_kernel_info *row;
+    cr_assert_eq(hr_kernel_find(&query, mask, &row), HR_OK, "%s", hr_last_error());
+    cr_expect_str_eq(row->name + strlen("attention_"), name, "%s with %s: %s", recipe, isas,
+                     row->name);
 }
 
 #if defined(__x86_64__)
@@ -230,6 +243,10 @@ static const struct {
      1,
      {"int8_portable", "int8_avx2", "int8_avxvnni", "int8_avx2", "int8_decode_avx512vnni",
       "int8_decode_avx512vnni"}},
+    {"int8:p.dtype=i16",
+     0,
+     {"int8_p16_portable", "int8_p16_avx2", "int8_p16_avxvnni", "int8_p16_avx2",
+      "int8_p16_avx512vnni", "int8_p16_avx512vnni"}},
     {"int4",
      0,
      {"int4_portable", "int4_avx2", "int4_avxvnni", "int4_avx2", "int4_avx512vnni",
@@ -249,16 +266,30 @@ Test(levels, every_x86_machine_gets_its_best_rows)
                                           "avx2,avx512,avx512vnni",
                                           "avx2,avx512,avx512vnni,avx512fp16"};
     for (size_t i = 0; i < sizeof x86_choices / sizeof x86_choices[0]; i++)
-        for (int level = 0; level < 6; level++) {
-            uint32_t mask;
-            cr_assert_eq(hr_isa_parse(levels[level], &mask), HR_OK);
-            hr_kernel_query query = query_for(x86_choices[i].recipe, 64, HR_FEATURE_CAUSAL);
-            query.seqlen_q = x86_choices[i].seqlen_q;
-            const hr_kernel_info *row;
-            cr_assert_eq(hr_kernel_find(&query, mask, &row), HR_OK, "%s", hr_last_error());
-            cr_expect_str_eq(row->name + strlen("attention_"), x86_choices[i].rows[level],
-                             "%s with %s: %s", x86_choices[i].recipe, levels[level], row->name);
-        }
+        for (int level = 0; level < 6; level++)
+            expect_row(x86_choices[i].recipe, x86_choices[i].seqlen_q, levels[level],
+                       x86_choices[i].rows[level]);
+}
+#endif
+
+#if defined(__aarch64__)
+Test(levels, every_arm_machine_gets_its_best_rows)
+{
+    static const struct {
+        const char *recipe;
+        const char *rows[3]; /* portable, neon, neoni8mm */
+    } choices[] = {
+        {"bf16", {"bf16_portable", "bf16_neon", "bf16_neon"}},
+        {"fp8", {"fp8_portable", "fp8_neon", "fp8_neon"}},
+        {"int8-fp8", {"int8_fp8_portable", "int8_fp8_neon", "int8_fp8_neon"}},
+        {"int8", {"int8_portable", "int8_neon", "int8_neoni8mm"}},
+        {"int8:p.dtype=i16", {"int8_p16_portable", "int8_p16_neon", "int8_p16_neoni8mm"}},
+        {"int4", {"int4_portable", "int4_neon", "int4_neoni8mm"}},
+    };
+    static const char *const levels[3] = {"portable", "neon", "neon,neoni8mm"};
+    for (size_t i = 0; i < sizeof choices / sizeof choices[0]; i++)
+        for (int level = 0; level < 3; level++)
+            expect_row(choices[i].recipe, 0, levels[level], choices[i].rows[level]);
 }
 #endif
 
@@ -285,6 +316,7 @@ static void expect_best(const plan_setup *s, const hr_kernel_info *chosen, uint3
     for (int i = 0; i < hr_kernel_count(); i++) {
         const hr_kernel_info *row = hr_kernel_at(i);
         if (row->isa <= chosen->isa || !(mask >> row->isa & 1)) continue;
+        if (chosen->max_seqlen_q > 0 && row->max_seqlen_q == 0) continue; /* made for decode */
         hr_plan *plan;
         hr_plan_options options = {.kernel = row->name};
         hr_status status = hr_plan_create(&s->problem, &s->recipe, &options, &plan);
@@ -333,6 +365,7 @@ Test(levels, plans_run_the_best_row_of_every_level)
     for (int i = 0; i < 2; i++) {
         check_levels("bf16", lengths[i], false);
         check_levels("int8", lengths[i], true);
+        check_levels("int8:p.dtype=i16", lengths[i], true);
         check_levels("int4", lengths[i], true);
         check_levels("fp8:q.granularity=token,kv.scale=dynamic", lengths[i], false);
         check_levels("int8-fp8", lengths[i], false);

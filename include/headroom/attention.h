@@ -163,7 +163,8 @@ typedef enum hr_isa {
     HR_ISA_AVX512,
     HR_ISA_AVX512VNNI, /* AVX-512 F, BW, VL, DQ, VNNI, VBMI */
     HR_ISA_AVX512FP16, /* those and FP16 */
-    HR_ISA_NEON,
+    HR_ISA_NEON,       /* Advanced SIMD with dot products and FP16 */
+    HR_ISA_NEONI8MM,   /* those and 8-bit matrix products */
     HR_ISA_SM90,
     HR_ISA_COUNT
 } hr_isa;

@@ -17,55 +17,51 @@
 
 #include "integer_tile_load.h"
 
-/* sum += a [6 rows] . b [16 columns], `steps` dwords deep; rows of a are `stride` codes apart. */
-INLINE void multiply(const product_code *a, int64_t stride, const product_code *b, int32_t steps,
-                     ivec sum[ROWS][VECS], bool a_unsigned)
-{
-    for (int32_t step = 0; step < steps; step++, a += CODES, b += BLOCK * CODES) {
-        ivec operand[VECS];
-        for (int v = 0; v < VECS; v++)
-            operand[v] = ivec_load(b + v * WIDTH * CODES);
-#pragma GCC unroll 6
-        for (int r = 0; r < ROWS; r++) {
-            int32_t dword;
-            memcpy(&dword, a + r * stride, sizeof dword);
-            const ivec factor = ivec_set(dword);
-            for (int v = 0; v < VECS; v++)
-                add_products(&sum[r][v], factor, operand[v], a_unsigned);
-        }
-    }
-}
-
 /* S of a group's rows with the keys of chunks [begin, end). */
 static inline void multiply_keys(task *t, int32_t first_row, int32_t begin, int32_t end)
 {
     const product_code *q = t->q + (int64_t)first_row * t->head_dim;
+    const int32_t steps = t->head_dim / CODES;
     for (int32_t key = begin * CHUNK; key < end * CHUNK; key += BLOCK) {
         ivec sum[ROWS][VECS];
         for (int r = 0; r < ROWS; r++)
             for (int v = 0; v < VECS; v++)
-                sum[r][v] = ivec_set(t->row[first_row + r].init);
-        multiply(q, t->head_dim, t->k + (int64_t)key * t->head_dim, t->head_dim / CODES, sum,
-                 false);
+                sum[r][v] = ivec_set(K_OFFSET ? t->row[first_row + r].init : 0);
+        multiply(q, t->head_dim, t->k + (int64_t)key * t->head_dim, steps, sum, false);
+        arrange(sum);
         for (int r = 0; r < ROWS; r++)
             for (int v = 0; v < VECS; v++)
                 ivec_store(t->s[r] + key + v * WIDTH, sum[r][v]);
     }
 }
 
-/* O of a group's rows with the keys of chunks [begin, end). */
-static inline void multiply_values(task *t, int32_t first_row, int32_t begin, int32_t end)
+/*
+ * O of a group's rows with the keys of chunks [begin, end). Where P in I16 is in two parts, the
+ * lower one's products come on top of the upper one's times 128, and what an offset adds is among
+ * those.
+ */
+INLINE void multiply_values(task *t, int32_t first_row, int32_t begin, int32_t end, bool split)
 {
+    const int32_t steps = (end - begin) * CHUNK / CODES, from = begin * CHUNK * PAIR;
     const product_code *v_tile = t->v + begin * CHUNK * BLOCK;
     float *o = t->o + (int64_t)first_row * t->channels;
     for (int32_t c = 0; c < t->channels; c += BLOCK, v_tile += HR_INTEGER_TILE * BLOCK) {
         ivec sum[ROWS][VECS];
         for (int r = 0; r < ROWS; r++)
             for (int v = 0; v < VECS; v++)
-                sum[r][v] = ivec_set(t->p_init[r]);
-        multiply(t->p[0] + begin * CHUNK, HR_INTEGER_TILE, v_tile, (end - begin) * CHUNK / CODES,
-                 sum, true);
+                sum[r][v] = ivec_set(V_OFFSET ? t->p_init[r] : 0);
+        multiply(t->p[0] + from, HR_INTEGER_TILE, v_tile, steps, sum, true);
+        if (split) {
+            for (int r = 0; r < ROWS; r++)
+                for (int v = 0; v < VECS; v++)
+                    sum[r][v] = ivec_shift_left(sum[r][v], 7);
+            multiply(t->p_low[0] + from, HR_INTEGER_TILE, v_tile, steps, sum, true);
+        }
+        arrange(sum);
+        /* Unrolled, so that sums are registers and not an array. */
+#pragma GCC unroll 6
         for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
             for (int v = 0; v < VECS; v++) {
                 float *x = o + r * t->channels + c + v * WIDTH;
                 const fvec old = fvec_mul(fvec_load(x), fvec_set(t->alpha_o[r]));
@@ -192,14 +188,19 @@ INLINE void weigh_row(task *t, int r, row_state *row, uint16_t n, const key_span
             sum[w] = add_weights(sum[w], e[w], wvec_load(t->tile.sum + at));
             if (wide) rest[w] = add_weights(rest[w], e[w], wvec_load(t->tile.rest + at));
         }
-        total = store_weights(t->p[r] + key, e, total);
+        product_code *p = row_codes(t->p[0], HR_INTEGER_TILE, r, key);
+        if (t->precise)
+            total =
+                store_split_weights(p, row_codes(t->p_low[0], HR_INTEGER_TILE, r, key), e, total);
+        else
+            total = store_weights(p, e, total);
     }
     t->p_init[r] = 0;
     if (V_OFFSET != 0) {
         int32_t lane[WIDTH];
         ivec_store(lane, total);
         for (int i = 0; i < WIDTH; i++)
-            t->p_init[r] -= V_OFFSET * lane[i];
+            t->p_init[r] -= (t->precise ? V_OFFSET / 128 : V_OFFSET) * lane[i];
     }
     if (!t->tile.even && !t->tile.wide) return;
     for (int w = 0; w < VECS; w++) {
@@ -230,13 +231,21 @@ INLINE float times_power(float x, int32_t exponent)
     return exponent == 0 ? x : ldexpf(x, exponent);
 }
 
+/* P of a row that sees no key of the tile. */
+static void clear_weights(task *t, int r, const key_span *span)
+{
+    for (int32_t key = span->begin * CHUNK; key < span->end * CHUNK; key += CODES) {
+        memset(row_codes(t->p[0], HR_INTEGER_TILE, r, key), 0, CODES * sizeof(product_code));
+        memset(row_codes(t->p_low[0], HR_INTEGER_TILE, r, key), 0, CODES * sizeof(product_code));
+    }
+}
+
 /* Steps 2 to 6 but O for one row of a group. */
 static void update_row(task *t, int r, row_state *row, const key_span *span, double unit)
 {
     const tile_scales *tile = &t->tile;
     if (span->lo >= span->hi) {
-        memset(t->p[r] + span->begin * CHUNK, 0,
-               (size_t)((span->end - span->begin) * CHUNK) * sizeof(product_code));
+        clear_weights(t, r, span);
         t->p_init[r] = 0;
         t->alpha_o[r] = 1;
         t->beta_o[r] = 0;
@@ -283,7 +292,10 @@ static inline void update_group(task *t, int32_t first_row, double unit)
         span[r].end = end;
         update_row(t, r, &t->row[first_row + r], &span[r], unit);
     }
-    multiply_values(t, first_row, begin, end);
+    if (t->precise && CODES > 2)
+        multiply_values(t, first_row, begin, end, true);
+    else
+        multiply_values(t, first_row, begin, end, false);
 }
 
 /* Q, and rows that have seen nothing; those that fill up the last group never see anything. */
@@ -292,7 +304,11 @@ static inline void begin_rows(task *t, int32_t count, int32_t rows)
     const hr_kernel_args *args = t->args;
     const product_code *q =
         load_rows(t, hr_integer_expand_i8, &args->q, args->q_begin, count, rows, 0);
-    memcpy(t->q, q, (size_t)(rows * t->head_dim) * sizeof *q);
+    const int32_t unit = PAIR == 1 ? t->head_dim : CODES;
+    for (int32_t r = 0; r < rows; r++)
+        for (int32_t c = 0; c < t->head_dim; c += unit)
+            memcpy(row_codes(t->q, t->head_dim, r, c), q + r * t->head_dim + c,
+                   (size_t)unit * sizeof *q);
     memset(t->o, 0, (size_t)(rows * t->channels) * sizeof *t->o);
     for (int32_t index = 0; index < rows; index++) {
         const int32_t i = args->q_begin + index;
@@ -335,6 +351,8 @@ static inline void integer_tile_run(const hr_kernel_args *args, hr_integer_expan
     t->head_dim = args->head_dim;
     t->channels = (args->head_dim + BLOCK - 1) / BLOCK * BLOCK;
     t->v_fraction = hr_integer_fraction(&args->v);
+    t->precise = args->p_dtype == HR_DTYPE_I16;
+    assert(!t->precise || t->v_fraction == 0); /* T would leave int32 */
     lay_out_task(t, args->scratch, args->head_dim);
     for (int32_t i = 0; i < CHUNK; i++)
         t->packed_keys[i] = (int16_t)packed_key(i);
@@ -377,6 +395,7 @@ static inline size_t integer_tile_scratch(int32_t head_dim)
 /* Those of the whole family. */
 #define INTEGER_TILE_ENTRIES(isa)                                                                  \
     INTEGER_TILE_ENTRY(int8, isa, hr_integer_expand_i8, hr_integer_expand_i8)                      \
+    INTEGER_TILE_ENTRY(int8_p16, isa, hr_integer_expand_i8, hr_integer_expand_i8)                  \
     INTEGER_TILE_ENTRY(int8_int4, isa, hr_integer_expand_i8, hr_integer_expand_nibbles)            \
     INTEGER_TILE_ENTRY(int4_int8, isa, hr_integer_expand_nibbles, hr_integer_expand_i8)            \
     INTEGER_TILE_ENTRY(int4, isa, hr_integer_expand_nibbles, hr_integer_expand_nibbles)            \

@@ -111,25 +111,25 @@ static const product_code *load_rows(task *t, hr_integer_expand expand,
 static void lay_out_keys(task *t, const product_code *rows, int32_t from, int32_t to)
 {
     const int32_t steps = t->head_dim / CODES;
-    for (int32_t key = from; key < to; key += WIDTH) {
+    for (int32_t key = from; key < to; key += UNITS) {
         product_code *out = t->k + (int64_t)(key / BLOCK * steps * BLOCK + key % BLOCK) * CODES;
-        for (int32_t step = 0; step < steps; step += WIDTH) {
-            ivec v[WIDTH];
-            for (int i = 0; i < WIDTH; i++)
+        for (int32_t step = 0; step < steps; step += UNITS) {
+            ivec v[UNITS];
+            for (int i = 0; i < UNITS; i++)
                 v[i] = ivec_load(rows + (int64_t)(key - from + i) * t->head_dim + step * CODES);
             transpose(v);
-            for (int i = 0; i < WIDTH && step + i < steps; i++)
+            for (int i = 0; i < UNITS && step + i < steps; i++)
                 ivec_store(out + (step + i) * BLOCK * CODES, v[i]);
         }
     }
 }
 
-/* 16 channels of CODES rows side by side. */
+/* 16 channels of CODES rows side by side, in the packed order. */
 INLINE void interleave(const product_code *restrict in, int32_t stride, product_code *restrict out)
 {
     for (int i = 0; i < BLOCK; i++)
         for (int n = 0; n < CODES; n++)
-            out[i * CODES + n] = in[n * stride + i];
+            out[i * CODES + n] = in[packed_key(n) * stride + i];
 }
 
 /* Keys [from, to) of the tile, multiples of 32, from rows to V's layout. */

@@ -26,12 +26,22 @@ enum {
 
 _Static_assert((int)BLOCK == WIDTH * (int)VECS && BLOCK == (int)HR_INTEGER_LANES,
                "products and sums share VECS");
+_Static_assert(PAIR == 1 || (K_OFFSET == 0 && V_OFFSET == 0), "squares of sums start at 0");
 _Static_assert(TASK_ROWS % ROWS == 0, "a task is whole groups");
 
 /* Where in its chunk the key at `position` of the packed order stands. */
 static inline int32_t packed_key(int32_t position)
 {
     return position / 8 * 4 + position % 8 / 4 * 16 + position % 4;
+}
+
+/*
+ * Where code `at`, a multiple of CODES, of a row is in an operand of rows `depth` codes long that
+ * stand PAIR by PAIR: [rows / PAIR][depth / CODES][PAIR][CODES].
+ */
+static inline product_code *row_codes(product_code *rows, int32_t depth, int32_t row, int32_t at)
+{
+    return rows + (int64_t)(row / PAIR * PAIR) * depth + at * PAIR + row % PAIR * CODES;
 }
 
 typedef struct row_state {
@@ -57,9 +67,10 @@ typedef struct tile_scales {
 
 typedef struct task {
     tile_scales tile;
-    int32_t (*s)[HR_INTEGER_TILE];      /* S of a group's rows */
-    product_code (*p)[HR_INTEGER_TILE]; /* their P, in packed order */
-    int32_t *p_init;                    /* what their products with V start at */
+    int32_t (*s)[HR_INTEGER_TILE];          /* S of a group's rows */
+    product_code (*p)[HR_INTEGER_TILE];     /* their P, in packed order; in I16 its upper 8 bits */
+    product_code (*p_low)[HR_INTEGER_TILE]; /* and its lower 7, where codes are bytes */
+    int32_t *p_init;                        /* what their products with V start at */
     float *alpha_o, *beta_o;
     uint16_t y[HR_INTEGER_TILE];  /* of one row, in packed order */
     float exact[HR_INTEGER_TILE]; /* y of one row in FP32, where it is needed */
@@ -69,6 +80,7 @@ typedef struct task {
     hr_integer_expand expand_k, expand_v;
     int32_t head_dim, channels; /* channels: head_dim rounded up to 16 */
     int v_fraction;
+    bool precise;         /* P in I16 */
     int32_t first;        /* the tile's first key */
     float *o;             /* [96][channels] */
     product_code *q;      /* [96][head_dim] */
@@ -94,6 +106,7 @@ static inline size_t lay_out_task(task *t, char *base, int32_t head_dim)
     carve(base, &used, sizeof *t);
     t->s = carve(base, &used, ROWS * sizeof *t->s);
     t->p = carve(base, &used, ROWS * sizeof *t->p);
+    t->p_low = carve(base, &used, ROWS * sizeof *t->p_low);
     t->p_init = carve(base, &used, ROWS * sizeof *t->p_init);
     t->alpha_o = carve(base, &used, ROWS * sizeof *t->alpha_o);
     t->beta_o = carve(base, &used, ROWS * sizeof *t->beta_o);

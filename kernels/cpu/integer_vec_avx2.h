@@ -25,7 +25,7 @@ enum { WIDTH = 8, ROWS = 6, VECS = 2 };
 
 #ifdef __AVXVNNI__
 typedef int8_t product_code;
-enum { CODES = 4, K_OFFSET = 128, V_OFFSET = 0 };
+enum { CODES = 4, UNITS = 8, PAIR = 1, K_OFFSET = 128, V_OFFSET = 0 };
 
 /* In assembly: compilers copy the accumulators of the intrinsic. */
 INLINE void add_products(ivec *sum, ivec a, ivec b, bool a_unsigned)
@@ -37,7 +37,7 @@ INLINE void add_products(ivec *sum, ivec a, ivec b, bool a_unsigned)
 }
 #else
 typedef int16_t product_code;
-enum { CODES = 2, K_OFFSET = 0, V_OFFSET = 0 };
+enum { CODES = 2, UNITS = 8, PAIR = 1, K_OFFSET = 0, V_OFFSET = 0 };
 
 INLINE void add_products(ivec *sum, ivec a, ivec b, bool a_unsigned)
 {
@@ -59,6 +59,11 @@ INLINE ivec ivec_load(const void *source)
 INLINE void ivec_store(void *target, ivec x)
 {
     _mm256_storeu_si256(target, x);
+}
+
+INLINE ivec ivec_shift_left(ivec x, int bits)
+{
+    return _mm256_slli_epi32(x, bits);
 }
 
 INLINE fvec fvec_of(ivec x)
@@ -206,15 +211,37 @@ INLINE ivec store_weights(product_code *p, const wvec e[VECS], ivec total)
     return total;
 }
 
-/* v[i] dword j <-> v[j] dword i. */
-INLINE void transpose(ivec v[WIDTH])
+/*
+ * The same in 15 bits: as they are where codes have 16 bits, else the upper 8 to `high` and the
+ * lower 7 to `low`.
+ */
+INLINE ivec store_split_weights(product_code *high, product_code *low, const wvec e[VECS],
+                                ivec total)
 {
-    ivec t[WIDTH];
-    for (int i = 0; i < WIDTH; i += 2) {
+    if (CODES == 4) {
+        const __m256i lower = _mm256_set1_epi16(127);
+        const __m256i upper =
+            _mm256_packus_epi16(_mm256_srli_epi16(e[0], 7), _mm256_srli_epi16(e[1], 7));
+        const __m256i rest =
+            _mm256_packus_epi16(_mm256_and_si256(e[0], lower), _mm256_and_si256(e[1], lower));
+        wvec_store(high, _mm256_permute4x64_epi64(upper, 0xd8));
+        wvec_store(low, _mm256_permute4x64_epi64(rest, 0xd8));
+    } else {
+        wvec_store(high, e[0]);
+        wvec_store(high + 16, e[1]);
+    }
+    return total;
+}
+
+/* v[i] dword j <-> v[j] dword i. */
+INLINE void transpose(ivec v[UNITS])
+{
+    ivec t[UNITS];
+    for (int i = 0; i < UNITS; i += 2) {
         t[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
         t[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
     }
-    for (int i = 0; i < WIDTH; i += 4) {
+    for (int i = 0; i < UNITS; i += 4) {
         v[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
         v[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
         v[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
@@ -224,8 +251,10 @@ INLINE void transpose(ivec v[WIDTH])
         t[i] = _mm256_permute2x128_si256(v[i], v[i + 4], 0x20);
         t[i + 4] = _mm256_permute2x128_si256(v[i], v[i + 4], 0x31);
     }
-    for (int i = 0; i < WIDTH; i++)
+    for (int i = 0; i < UNITS; i++)
         v[i] = t[i];
 }
+
+#include "integer_dot.h"
 
 #endif

@@ -1,9 +1,7 @@
 /*
- * Vectors of the integer kernels (integer_tile.h) on NEON with the dot-product instructions: 4
- * words of 32 bits, or 8 of 16 bits. The functions of integer_vec_avx2.h, where they are described.
- *
- * Operands are bytes, four to a dword. sdot multiplies Q and K as they are; P is unsigned, so V is
- * code + 128 and udot multiplies those.
+ * Vectors of the integer kernels (integer_tile.h) on NEON: 4 words of 32 bits, or 8 of 16 bits. The
+ * functions of integer_vec_avx2.h, where they are described. What multiplies bytes is in
+ * integer_dot_neon.h or, where there are matrix instructions, integer_mmla_neon.h.
  */
 #ifndef HEADROOM_INTEGER_VEC_NEON_H
 #define HEADROOM_INTEGER_VEC_NEON_H
@@ -20,18 +18,7 @@ typedef float32x4_t fvec;
 typedef uint16x8_t wvec;
 typedef int8_t product_code;
 
-/* 32 registers hold 6 x 4 accumulators, 4 operands and a broadcast. */
 enum { WIDTH = 4, ROWS = 6, VECS = 4 };
-enum { CODES = 4, K_OFFSET = 0, V_OFFSET = 128 };
-
-INLINE void add_products(ivec *sum, ivec a, ivec b, bool a_unsigned)
-{
-    if (a_unsigned)
-        *sum = vreinterpretq_s32_u32(vdotq_u32(vreinterpretq_u32_s32(*sum), vreinterpretq_u8_s32(b),
-                                               vreinterpretq_u8_s32(a)));
-    else
-        *sum = vdotq_s32(*sum, vreinterpretq_s8_s32(b), vreinterpretq_s8_s32(a));
-}
 
 INLINE ivec ivec_set(int32_t x)
 {
@@ -46,6 +33,11 @@ INLINE ivec ivec_load(const void *source)
 INLINE void ivec_store(void *target, ivec x)
 {
     vst1q_u8(target, vreinterpretq_u8_s32(x));
+}
+
+INLINE ivec ivec_shift_left(ivec x, int bits)
+{
+    return vshlq_s32(x, vdupq_n_s32(bits));
 }
 
 INLINE fvec fvec_of(ivec x)
@@ -151,25 +143,39 @@ INLINE void weights_of(wvec e[VECS])
     }
 }
 
+#ifdef __ARM_FEATURE_MATMUL_INT8
+#include "integer_mmla_neon.h"
+#else
+#include "integer_dot_neon.h"
+#endif
+
 /* P of 32 keys; returns total with their sums. */
 INLINE ivec store_weights(product_code *p, const wvec e[VECS], ivec total)
 {
     for (int w = 0; w < VECS; w += 2) {
-        const uint8x16_t bytes = vcombine_u8(vqrshrn_n_u16(e[w], 7), vqrshrn_n_u16(e[w + 1], 7));
-        vst1q_u8((uint8_t *)p + w * 8, bytes);
+        const uint8x16_t codes = vcombine_u8(vqrshrn_n_u16(e[w], 7), vqrshrn_n_u16(e[w + 1], 7));
+        store_codes(p + w * 8 * PAIR, codes);
         total =
-            vreinterpretq_s32_u32(vdotq_u32(vreinterpretq_u32_s32(total), bytes, vdupq_n_u8(1)));
+            vreinterpretq_s32_u32(vdotq_u32(vreinterpretq_u32_s32(total), codes, vdupq_n_u8(1)));
     }
     return total;
 }
 
-INLINE void transpose(ivec v[WIDTH])
+/* The same in 15 bits: the upper 8 to `high`, the lower 7 to `low`. */
+INLINE ivec store_split_weights(product_code *high, product_code *low, const wvec e[VECS],
+                                ivec total)
 {
-    const int32x4x2_t a = vtrnq_s32(v[0], v[1]), b = vtrnq_s32(v[2], v[3]);
-    v[0] = vcombine_s32(vget_low_s32(a.val[0]), vget_low_s32(b.val[0]));
-    v[1] = vcombine_s32(vget_low_s32(a.val[1]), vget_low_s32(b.val[1]));
-    v[2] = vcombine_s32(vget_high_s32(a.val[0]), vget_high_s32(b.val[0]));
-    v[3] = vcombine_s32(vget_high_s32(a.val[1]), vget_high_s32(b.val[1]));
+    const uint16x8_t lower = vdupq_n_u16(127);
+    uint32x4_t sum = vreinterpretq_u32_s32(total);
+    for (int w = 0; w < VECS; w += 2) {
+        const uint8x16_t upper = vcombine_u8(vshrn_n_u16(e[w], 7), vshrn_n_u16(e[w + 1], 7));
+        const uint8x16_t rest =
+            vcombine_u8(vmovn_u16(vandq_u16(e[w], lower)), vmovn_u16(vandq_u16(e[w + 1], lower)));
+        store_codes(high + w * 8 * PAIR, upper);
+        store_codes(low + w * 8 * PAIR, rest);
+        sum = vdotq_u32(vdotq_u32(sum, upper, vdupq_n_u8(128)), rest, vdupq_n_u8(1));
+    }
+    return vreinterpretq_s32_u32(sum);
 }
 
 #endif
