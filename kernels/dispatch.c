@@ -123,6 +123,24 @@ static bool check_dtypes(const hr_kernel_info *info, const hr_recipe *recipe, ch
     return true;
 }
 
+/* On Hopper a tile of E4M3 K or V has one scale. */
+static bool check_blocks(const hr_kernel_info *info, const hr_recipe *recipe, char *reason)
+{
+    const hr_operand_recipe *operands[] = {&recipe->k, &recipe->v};
+    if (info->isa != HR_ISA_SM90) return true;
+    for (int i = 0; i < 2; i++) {
+        const hr_operand_recipe *x = operands[i];
+        if (x->granularity != HR_GRANULARITY_BLOCK || x->dtype != HR_DTYPE_E4M3 ||
+            x->block % info->tile_kv == 0)
+            continue;
+        snprintf(reason, HR_KERNEL_REASON_BYTES,
+                 "takes %s scales per block of a multiple of %d tokens, not %d", i ? "V" : "K",
+                 info->tile_kv, x->block);
+        return false;
+    }
+    return true;
+}
+
 static bool check_granularities(const hr_kernel_info *info, const hr_recipe *recipe, char *reason)
 {
     const struct {
@@ -140,7 +158,7 @@ static bool check_granularities(const hr_kernel_info *info, const hr_recipe *rec
         join_names(reason, HR_KERNEL_REASON_BYTES, checks[i].has, granularity_name);
         return false;
     }
-    return true;
+    return check_blocks(info, recipe, reason);
 }
 
 hr_kernel_fit hr_kernel_check(const hr_kernel_info *info, const hr_kernel_query *query,

@@ -31,6 +31,7 @@
  * 4. Normalization. The sum of weights is taken before rounding, so its relative error is the mean
  *    of the E_j: T = sum w_j E_j + w_sink u (...) + 8 u. The integer kernels round weights to
  *    integers on a scale of 128 * 255 first: + 0.5 / (128 * 255) sum M_t / f_j.
+ *    Where O is in units of V's scale of the tile at work, two more roundings a tile: + 2 u tiles.
  * 5. Output.  |O_c - o_c| <= (sum_j (w_j (E_j + T + 2 u) + R_j) |v_jc| + w_j h_v) / (1 - T)
  *    LSE.     |LSE - lse| <= T / (1 - T) + 4 u (|lse| + |bias| + max |s| + 1)
  */
@@ -60,6 +61,7 @@ typedef struct error_model {
     double tile_least;             /* a tile that weighs less than this counts as this much */
     bool fp22_qk, fp22_pv;         /* products of E4M3 on Hopper's tensor cores */
     bool fold_v;                   /* V's token scales are rounded together with P */
+    bool v_steps;                  /* O changes its unit where V's scale by block does */
     bool p_running;   /* P is rounded relative to a running maximum: M_t is that of all keys */
     bool half;        /* products are in FP16: check_bound_half.h */
     bool half_decode; /* likewise, in the decode kernel: check_bound_half_decode.h */
@@ -85,6 +87,7 @@ static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *r
         model.p_running = row->isa == HR_ISA_SM90; /* 448 at the running maximum, not the tile's */
         model.fp22_pv = row->isa == HR_ISA_SM90;
         model.fp22_qk = model.fp22_pv && row->k_dtype == HR_DTYPE_E4M3;
+        model.v_steps = model.fp22_pv && recipe->v.granularity == HR_GRANULARITY_BLOCK;
         model.half = row->isa == HR_ISA_AVX512FP16 && row->max_seqlen_q == 0;
         model.half_decode = row->isa == HR_ISA_AVX512FP16 && row->max_seqlen_q > 0;
         if (!model.half && !model.half_decode) break;
@@ -271,14 +274,16 @@ static inline int32_t count_tiles(const row_state *state, int32_t tile)
     return tiles + 1; /* kept keys end one without a gap */
 }
 
-/* M_t of the tile that starts at key `begin`. */
+/* M_t of the tile that starts at key `begin`; *running, negative at first, keeps that of all. */
 static inline double tile_top(const error_model *model, const row_state *state,
-                              const key_facts *keys, int32_t begin)
+                              const key_facts *keys, int32_t begin, double *running)
 {
     double top = 0;
     const int32_t end = model->p_running ? state->keys : begin + model->tile_kv;
+    if (model->p_running && *running >= 0) return *running;
     for (int32_t j = model->p_running ? 0 : begin; j < end && j < state->keys; j++)
         top = fmax(top, state->weight[j] * keys[j].fold);
+    *running = top;
     return top;
 }
 
@@ -286,7 +291,7 @@ static inline double tile_top(const error_model *model, const row_state *state,
 static inline double bound_sum(const error_model *model, const row_state *state,
                                const key_facts *keys)
 {
-    double total = 0;
+    double total = 0, running = -1;
     for (int32_t begin = 0; begin < state->keys; begin += model->tile_kv) {
         double least = INFINITY, largest = 0, inverse = 0;
         for (int32_t j = begin; j < begin + model->tile_kv && j < state->keys; j++) {
@@ -295,7 +300,7 @@ static inline double bound_sum(const error_model *model, const row_state *state,
             if (state->visible[j]) inverse += 1 / keys[j].fold;
         }
         if (largest <= (double)HR_INTEGER_WIDE * 1.0001 * least)
-            total += model->sum_absolute * inverse * tile_top(model, state, keys, begin);
+            total += model->sum_absolute * inverse * tile_top(model, state, keys, begin, &running);
     }
     return total;
 }
@@ -342,10 +347,10 @@ static inline void bound_row(const bound_input *in, const key_facts *keys, doubl
     double total = 8 * UNIT; /* T */
     if (sink > -INFINITY)
         total += exp(sink - lse) * (joined + 4 * UNIT * (fabs(sink) + fabs(bias)));
-    double top = 0, largest_fold = 0; /* M_t */
+    double top = 0, running = -1, largest_fold = 0; /* M_t */
     for (int32_t j = 0; j < state->keys; j++) {
         largest_fold = fmax(largest_fold, keys[j].fold);
-        if (j % tile == 0) top = tile_top(model, state, keys, j);
+        if (j % tile == 0) top = tile_top(model, state, keys, j, &running);
         if (!state->visible[j]) continue;
         state->error[j] = expm1(state->error[j]) + model->exp_error + joined;
         if (model->half) state->error[j] += half_weight_error(state->weight[j], top);
@@ -366,11 +371,12 @@ static inline void bound_row(const bound_input *in, const key_facts *keys, doubl
     for (int32_t begin = 0; begin < state->keys;) {
         int32_t end = (begin / tile + 1) * tile;
         if (end > state->keys) end = state->keys;
-        top = tile_top(model, state, keys, begin);
+        top = tile_top(model, state, keys, begin, &running);
         for (int32_t j = begin; j < end; j++) {
             if (!state->visible[j]) continue;
             const double weight = state->weight[j];
             double factor = weight * (state->error[j] + total + 2 * UNIT) + SMALLEST;
+            if (model->v_steps) factor += 2 * tiles * UNIT * weight;
             factor += model->tile_least * largest_fold / keys[j].fold;
             if (model->half) factor += HALF_LOST * top;
             if (model->fp22_pv)

@@ -28,14 +28,26 @@ Test(hopper_fp8, shapes_in_22_bits)
     hopper_run_shapes_fp22(recipe, hr_attention_fp8_sm90, HOPPER_FP8);
 }
 
+Test(hopper_fp8, scales_by_block)
+{
+    hopper_run_shapes("fp8:qkv.granularity=block128", hr_attention_fp8_sm90, HOPPER_FP8, 1, 4);
+    hopper_run_shapes("fp8:q.granularity=block48,k.granularity=block256,v.granularity=block128",
+                      hr_attention_fp8_sm90, HOPPER_FP8, 2, 4);
+}
+
 Test(hopper_fp8, error_on_gaussian_inputs)
 {
     hopper_error_on_gaussian_inputs("fp8", recipe, hr_attention_fp8_sm90, HOPPER_FP8, .045, .060);
 }
 
-Test(hopper_fp8, error_does_not_grow_with_length)
+Test(hopper_fp8, sums_of_128k_keys_at_head_dim_64)
 {
-    hopper_error_does_not_grow_with_length("fp8", recipe, hr_attention_fp8_sm90, HOPPER_FP8);
+    hopper_long_sums_lose_nothing("fp8", recipe, hr_attention_fp8_sm90, HOPPER_FP8, 64);
+}
+
+Test(hopper_fp8, sums_of_128k_keys_at_head_dim_128)
+{
+    hopper_long_sums_lose_nothing("fp8", recipe, hr_attention_fp8_sm90, HOPPER_FP8, 128);
 }
 
 /*

@@ -146,6 +146,11 @@ Test(hopper_plan, kernels_get_what_plans_say)
         {"int8:q.granularity=tensor,v.granularity=tensor", 0.02},
         {"int8-fp8", 0.0625},
         {"int8-fp8:k.granularity=head,v.granularity=head", 0.0625},
+        {"fp8:qkv.granularity=block128", 0.0625},
+        {"fp8:q.granularity=block16,k.scale=dynamic,v.granularity=block128", 0.0625},
+        {"fp8:qv.scale=dynamic,k.granularity=block128", 0.0625},
+        {"int8:q.granularity=block64,k.granularity=block32,v.granularity=block100", 0.02},
+        {"int8-fp8:qk.granularity=block64,v.granularity=block128", 0.0625},
     };
     for (const Case &test : cases)
         run_case(test);

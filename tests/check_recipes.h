@@ -29,11 +29,13 @@ static inline bool is_integer(hr_dtype dtype)
            dtype == HR_DTYPE_U4 || dtype == HR_DTYPE_C4 || dtype == HR_DTYPE_I16;
 }
 
-static inline hr_operand_recipe operand_recipe(hr_dtype dtype, int granularity)
+static inline hr_operand_recipe operand_recipe(const hr_kernel_info *row, hr_dtype dtype,
+                                               int granularity)
 {
     hr_operand_recipe operand = {.dtype = dtype, .granularity = (hr_granularity)granularity};
     operand.dynamic = granularity != HR_GRANULARITY_NONE;
     if (granularity == HR_GRANULARITY_BLOCK) operand.block = 48; /* divides no tile */
+    if (operand.block && row->isa == HR_ISA_SM90 && dtype == HR_DTYPE_E4M3) operand.block = 128;
     if (granularity == HR_GRANULARITY_GROUP) operand.block = 8;  /* divides every head_dim */
     return operand;
 }
@@ -59,7 +61,7 @@ static inline void list_recipes(const hr_kernel_info *row, recipe_list *list)
     hr_operand_recipe first[3];
     for (int i = 0; i < 3; i++) {
         uint32_t preferred = masks[i] & 1u << HR_GRANULARITY_TOKEN;
-        first[i] = operand_recipe(dtypes[i], __builtin_ctz(preferred ? preferred : masks[i]));
+        first[i] = operand_recipe(row, dtypes[i], __builtin_ctz(preferred ? preferred : masks[i]));
     }
     const hr_recipe base = {
         .q = first[0], .k = first[1], .v = first[2], .p = {.dtype = row->p_dtype}};
@@ -69,7 +71,7 @@ static inline void list_recipes(const hr_kernel_info *row, recipe_list *list)
             if (!(masks[i] >> granularity & 1)) continue;
             hr_recipe recipe = base;
             hr_operand_recipe *operand[3] = {&recipe.q, &recipe.k, &recipe.v};
-            *operand[i] = operand_recipe(dtypes[i], granularity);
+            *operand[i] = operand_recipe(row, dtypes[i], granularity);
             add_recipe(list, &recipe);
         }
     if (row->k_dtype == HR_DTYPE_BF16) return;

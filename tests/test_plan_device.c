@@ -209,6 +209,9 @@ Test(plan_device, what_a_kernel_cannot_do_is_refused, .init = set_up, .fini = te
     the.problem.head_dim = HEAD_DIM;
     cr_assert_eq(hr_recipe_parse("int4", &the.recipe), HR_OK);
     expect_error(plan_with((hr_plan_options){.threads = 0}), HR_ERROR_UNSUPPORTED, "int4");
+    cr_assert_eq(hr_recipe_parse("fp8:k.granularity=block192", &the.recipe), HR_OK);
+    expect_error(plan_with((hr_plan_options){.threads = 0}), HR_ERROR_UNSUPPORTED,
+                 "K scales per block of a multiple of 128 tokens, not 192");
     the.plan = plan;
 }
 

@@ -45,16 +45,17 @@ HR_DEVICE void produce(const CUtensorMap &q_map, const CUtensorMap &k_map, const
             const int v_tile = first_tile + tile * T::KV / HR_SM90_TILE_KV;
             const uint32_t k_full = base + T::K_FULL + 8 * slot.stage();
             mbarrier_wait(base + T::K_EMPTY + 8 * slot.stage(), slot.parity() ^ 1);
-            mbarrier_arrive_expect_tx(k_full, T::K.bytes() + T::SCALE_BYTES);
+            const bool scales = T::TOKEN_SCALES || (T::SCALE_BYTES > 0 && args.tile_scale);
+            mbarrier_arrive_expect_tx(k_full, T::K.bytes() + (scales ? T::SCALE_BYTES : 0));
             for (int chunk = 0; chunk < T::K.chunks(); chunk++)
                 tma_load_3d(base + T::K_AT + slot.stage() * T::K.bytes() +
                                 chunk * T::KV * T::K.width(),
                             &k_map, k_full, chunk * T::K.width() / T::ELEMENT,
                             work.first_kv + tile * T::KV, work.kv_head);
-            if constexpr (T::TOKEN_SCALES)
+            if (scales)
                 bulk_load(base + T::SCALES_AT + slot.stage() * T::SCALE_BYTES,
-                          args.tile_scale + ((int64_t)work.kv_head * args.kv_tiles + v_tile) *
-                                                HR_SM90_TILE_SCALES,
+                          (const char *)args.tile_scale +
+                              ((int64_t)work.kv_head * args.kv_tiles + v_tile) * T::SCALE_BYTES,
                           T::SCALE_BYTES, k_full);
 
             const uint32_t v_full = base + T::V_FULL + 8 * slot.stage();

@@ -41,16 +41,18 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
     using Slot = attention_sm90::Slot<T::STAGES>;
     static constexpr int STEPS = T::KV / Op::STEP;
     static constexpr bool OWN_MAXIMUM = RECIPE == Recipe::int8;
+    static constexpr bool V_SCALED = RECIPE == Recipe::fp8 || RECIPE == Recipe::int8_fp8;
     static constexpr uint32_t TURN = 1; /* named barriers: TURN + consumer lets it issue */
     static_assert(Op::STEP * T::ELEMENT == 32, "an instruction takes 32 bytes of k");
 
     /* 16 bytes each, of this thread alone. */
     enum Parked {
-        LIMITS,    /* int4: lo and hi of both rows */
-        FACTORS,   /* float4: scale and bias of both rows, with softcap */
-        BOUNDS,    /* int4: tile_begin, full_begin, full_end, where to go on after the item */
-        TILE,      /* int8, float4: the last tile's maxima and sums */
-        STATISTICS /* int8, float4: m and l of both rows */
+        LIMITS,        /* int4: lo and hi of both rows */
+        FACTORS,       /* float4: scale and bias of both rows, with softcap */
+        BOUNDS,        /* int4: tile_begin, full_begin, full_end, where to go on after the item */
+        TILE,          /* int8, float4: the last tile's maxima and sums */
+        V_UNIT = TILE, /* E4M3 V, float: its scale by block in the item's last tile, or 1 */
+        STATISTICS = TILE + 1 /* int8, float4: m and l of both rows */
     };
 
     const hr_sm90_args &args;
@@ -117,6 +119,16 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         hopper::wgmma_commit();
     }
 
+    /* K's scale of the tile, and how V's changes with it; where scales are not by block, 1. */
+    HR_DEVICE float2 block_scales(uint32_t scales) const
+    {
+        if constexpr (RECIPE == Recipe::int8_fp8)
+            return make_float2(1, hopper::load_shared<float>(scales + 4 * HR_SM90_V_STEP));
+        if constexpr (RECIPE == Recipe::fp8)
+            if (args.tile_scale) return hopper::load_shared<float2>(scales);
+        return make_float2(1, 1);
+    }
+
     /* Masks S of `tile` and makes it P, not yet packed. The tile's K is free then. */
     HR_DEVICE float4 make_weights(Scores &s)
     {
@@ -135,8 +147,9 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         if constexpr (OWN_MAXIMUM)
             own = softmax_tile<SOFTCAP>(s, scales + 32 * quad_lane(), cap, rows);
         else
-            softmax_running<SOFTCAP, T::TOKEN_SCALES>(
-                s, scales + 32 * quad_lane(), cap, RECIPE == Recipe::bf16 ? 0.0f : LOG2_448, rows);
+            softmax_running<SOFTCAP, T::TOKEN_SCALES>(s, scales + 32 * quad_lane(), cap,
+                                                      RECIPE == Recipe::bf16 ? 0.0f : LOG2_448,
+                                                      block_scales(scales), rows);
         /*
          * ptxas knows no reason to compute P before the wait for P V that follows, and would rather
          * wait first. It keeps an arrival before the wait, so the arrival is made to depend on the
@@ -283,8 +296,12 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
             if (args.lse != nullptr && quad_lane() == 0)
                 args.lse[token * args.lse_token_stride + work.head * args.lse_head_stride] = lse;
             const int64_t at = token * args.o_token_stride + work.head * args.o_head_stride;
-            const float *v_scale = args.v_scale.base;
-            if (v_scale != nullptr) v_scale += work.kv_head * args.v_scale.head_stride;
+            const float *v_scale = nullptr;
+            if constexpr (V_SCALED) {
+                factor *= hopper::load_shared<float>(parked(V_UNIT));
+                if (args.v_scale.block == 0)
+                    v_scale = args.v_scale.base + work.kv_head * args.v_scale.head_stride;
+            }
 #pragma unroll
             for (int j = 0; j < D / 8; j++) {
                 const int channel = 8 * j + 2 * quad_lane();
@@ -317,6 +334,13 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         if (SOFTCAP)
             hopper::store_shared(parked(FACTORS), make_float4(rows.scale[0], rows.scale[1],
                                                               rows.bias[0], rows.bias[1]));
+        if constexpr (V_SCALED) {
+            float unit = 1;
+            if (args.v_scale.block > 0 && any_keys)
+                unit = args.v_scale.base[hr_sm90_scale_index(
+                    &args.v_scale, work.kv_head, work.sequence, 0, work.tile_begin * T::KV)];
+            hopper::store_shared(parked(V_UNIT), unit);
+        }
         if (OWN_MAXIMUM)
             hopper::store_shared(parked(STATISTICS),
                                  make_float4(rows.m[0], rows.m[1], rows.l[0], rows.l[1]));

@@ -12,7 +12,7 @@
  *
  *     recipe      Q, K     V      scales read
  *     bf16        BF16     BF16   none
- *     fp8         E4M3     E4M3   q_scale, k_scale by head, v_scale
+ *     fp8         E4M3     E4M3   q_scale, k_scale by head or tile_scale, v_scale
  *     int8        I8       I8     q_scale, tile_scale
  *     int8_fp8    I8       E4M3   q_scale, tile_scale, v_scale
  */
@@ -29,20 +29,30 @@ extern "C" {
 enum {
     HR_SM90_TILE_KV = 128, /* keys a tile has, in every kernel */
     /*
-     * Floats of tile_scale a tile: 8 for each pair of keys (2 i, 2 i + 1), in this order:
-     * k_scale of both, magic of both, log2 v_scale of both, 1 / v_scale of both.
+     * Floats of tile_scale a tile of INT8 keys: 8 for each pair of keys (2 i, 2 i + 1), in this
+     * order: k_scale of both, magic of both, log2 v_scale of both, 1 / v_scale of both.
      */
-    HR_SM90_TILE_SCALES = 4 * HR_SM90_TILE_KV
+    HR_SM90_TILE_SCALES = 4 * HR_SM90_TILE_KV,
+    /* Of E4M3 keys: k_scale of the tile, v_step, and two that are not read. */
+    HR_SM90_BLOCK_SCALES = 4,
+    /* Where a tile of either has v_step, when V is E4M3. */
+    HR_SM90_V_STEP = 6,
+    HR_SM90_BLOCK_V_STEP = 1
 };
 
 /* 1.5 * 2^23: an int32 x with |x| < 2^22, added to this number's bits, is this number plus x. */
 #define HR_SM90_MAGIC 12582912.0f
 
-/* A scale vector on the device; element (head, i) is at base[head * head_stride + i * stride]. */
+/*
+ * A scale vector on the device; element (head, i) is at base[head * head_stride + i * stride]. By
+ * block, token i of a sequence has base[head * head_stride + block_offset[sequence] + i / block].
+ */
 typedef struct hr_sm90_scale {
     const float *base;
-    int64_t head_stride; /* 0: one scale for all heads */
-    int64_t stride;      /* q_scale: of tokens; v_scale: of channels; 0: the same for all */
+    int64_t head_stride;         /* 0: one scale for all heads */
+    int64_t stride;              /* q_scale: of tokens; v_scale: of channels; 0: the same for all */
+    int32_t block;               /* tokens of a sequence that share one; 0: not by block */
+    const int32_t *block_offset; /* [batch] by block: the first one of a sequence */
 } hr_sm90_scale;
 
 typedef struct hr_sm90_args {
@@ -57,7 +67,14 @@ typedef struct hr_sm90_args {
     int32_t max_seqlen_q, max_seqlen_kv; /* of one sequence */
 
     hr_sm90_scale q_scale, k_scale, v_scale;
-    const float *tile_scale; /* [num_kv_heads][kv_tiles][HR_SM90_TILE_SCALES] */
+    /*
+     * [num_kv_heads][kv_tiles][HR_SM90_TILE_SCALES] of INT8 keys; of E4M3 keys
+     * [HR_SM90_BLOCK_SCALES] where K or V has scales by block, which are a multiple of 128 tokens
+     * then, else NULL. Where E4M3 V has, O is kept in units of the scale of the last tile that
+     * joined it: v_step is the scale of the tile of keys behind this one over this tile's, 1 for
+     * the last of a sequence.
+     */
+    const float *tile_scale;
 
     float softmax_scale, softcap; /* softcap 0: none */
     const float *lse_bias;        /* [num_heads][total_q] q . mean(k) of smoothed keys, or NULL */
@@ -92,6 +109,15 @@ int hr_attention_int8_fp8_sm90(const hr_sm90_args *args);
 #else
 #define HR_SM90_INLINE static inline
 #endif
+
+/* Where the scale of token `i` of a sequence is, whose first token is `first`. */
+HR_SM90_INLINE int64_t hr_sm90_scale_index(const hr_sm90_scale *scale, int head, int sequence,
+                                           int32_t first, int32_t i)
+{
+    const int64_t at = head * scale->head_stride;
+    if (scale->block > 0) return at + scale->block_offset[sequence] + i / scale->block;
+    return at + (first + i) * scale->stride;
+}
 
 /*
  * Writes what one key has in a tile of tile_scale, key 0..127. v_scale is 1 where V's scales are

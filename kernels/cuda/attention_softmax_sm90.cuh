@@ -27,7 +27,7 @@ constexpr float MINUS_INFINITY = -__builtin_huge_valf();
 
 /* A thread's two rows, rows r and r + 8 of its warp's 16. */
 struct Rows {
-    float scale[2]; /* from Q K^T (times K's scale by token) to x; with softcap, to tanh's 2 x */
+    float scale[2]; /* from Q K^T (times K's scale by token or block) to x; softcap: tanh's 2 x */
     float bias[2];  /* with softcap: of smoothed keys, in the unit of tanh's argument */
     float m[2];     /* running maximum of x, or of x' */
     float l[2];     /* this thread's part of the sum */
@@ -44,9 +44,9 @@ HR_DEVICE void start_rows(const hr_sm90_args &args, const Work &work, int row, R
         const int64_t token = work.first_q + i;
         float scale = args.softmax_scale, bias = 0;
         if (real && args.q_scale.base != nullptr)
-            scale *= args.q_scale
-                         .base[work.head * args.q_scale.head_stride + token * args.q_scale.stride];
-        if (args.k_scale.base != nullptr)
+            scale *= args.q_scale.base[hr_sm90_scale_index(&args.q_scale, work.head, work.sequence,
+                                                           work.first_q, i)];
+        if (args.k_scale.base != nullptr && args.k_scale.block == 0)
             scale *= args.k_scale.base[work.kv_head * args.k_scale.head_stride];
         if (SOFTCAP && real && args.lse_bias != nullptr)
             bias = args.softmax_scale * args.lse_bias[work.head * args.total_q + token];
@@ -165,13 +165,15 @@ HR_DEVICE void join_tile(float top, float sum, float &m, float &l, float &alpha,
 
 /*
  * Others: makes S, masked, P times exp2(offset), relative to the running maximum, and updates m, l
- * and alpha. TOKEN: S is an integer with K's scales by token.
+ * and alpha. TOKEN: S is an integer with K's scales by token. `block` is the tile's: K's scale, and
+ * what O is multiplied by when V's scale changes.
  */
 template <bool SOFTCAP, bool TOKEN, class S, int N>
 HR_DEVICE void softmax_running(Registers<S, N> &s, uint32_t scales, float cap, float offset,
-                               Rows &rows)
+                               float2 block, Rows &rows)
 {
     using namespace hopper;
+    const float unit[2] = {rows.scale[0] * block.x, rows.scale[1] * block.x};
     float top[2] = {MINUS_INFINITY, MINUS_INFINITY};
 #pragma unroll
     for (int j = 0; j < N / 4; j++) {
@@ -183,15 +185,14 @@ HR_DEVICE void softmax_running(Registers<S, N> &s, uint32_t scales, float cap, f
             const int h = half_of(i);
             float u = as_float(s[i]);
             if (TOKEN) u = i % 2 ? __fmaf_rn(u, k.y, k.w) : __fmaf_rn(u, k.x, k.z);
-            if (SOFTCAP && u != MINUS_INFINITY)
-                u = half_tanh(__fmaf_rn(u, rows.scale[h], rows.bias[h]));
+            if (SOFTCAP && u != MINUS_INFINITY) u = half_tanh(__fmaf_rn(u, unit[h], rows.bias[h]));
             if (SOFTCAP || TOKEN) set_float(s[i], u);
             top[h] = fmaxf(top[h], u);
         }
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        const float scale = SOFTCAP ? cap : rows.scale[h];
+        const float scale = SOFTCAP ? cap : unit[h];
         const float m = fmaxf(rows.m[h], quad_max(top[h]) * scale);
         const float finite = finite_reference(m);
         rows.alpha[h] = ex2(rows.m[h] - finite);
@@ -202,13 +203,15 @@ HR_DEVICE void softmax_running(Registers<S, N> &s, uint32_t scales, float cap, f
 #pragma unroll
     for (int i = 0; i < N; i++) {
         const int h = half_of(i);
-        const float p = ex2(__fmaf_rn(as_float(s[i]), SOFTCAP ? cap : rows.scale[h], top[h]));
+        const float p = ex2(__fmaf_rn(as_float(s[i]), SOFTCAP ? cap : unit[h], top[h]));
         sum[h] += p;
         set_float(s[i], p);
     }
 #pragma unroll
-    for (int h = 0; h < 2; h++)
+    for (int h = 0; h < 2; h++) {
         rows.l[h] = __fmaf_rn(rows.l[h], rows.alpha[h], sum[h]);
+        rows.alpha[h] *= block.y;
+    }
 }
 
 /*

@@ -78,7 +78,9 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Tile {
     static constexpr Area Q = {64, D *ELEMENT}; /* of one consumer */
     static constexpr Area K = {KV, D *ELEMENT};
     static constexpr Area V = {D, KV *ELEMENT};
-    static constexpr uint32_t SCALE_BYTES = TOKEN_SCALES ? 4 * HR_SM90_TILE_SCALES : 0;
+    static constexpr uint32_t SCALE_BYTES = TOKEN_SCALES            ? 4 * HR_SM90_TILE_SCALES
+                                            : RECIPE == Recipe::fp8 ? 4 * HR_SM90_BLOCK_SCALES
+                                                                    : 0;
 
     static constexpr uint32_t PARKED_BYTES = CONSUMERS * 128 * 16;
 

@@ -25,23 +25,58 @@ HR_DEVICE int sequence_of(const int32_t *tile_offset, int batch, int tile)
     return low;
 }
 
-HR_DEVICE float scale_of(const hr_sm90_scale &scale, int head, int64_t token)
+/* A key's place: its head, its sequence, its token there, and whether there is one. */
+struct Key {
+    int head, sequence;
+    int32_t first, token;
+    bool real;
+};
+
+HR_DEVICE Key find_key(const hr_sm90_tile_scale_args &args, int head, int tile, int key)
 {
-    return scale.base ? scale.base[head * scale.head_stride + token * scale.stride] : 1.0f;
+    const int sequence = sequence_of(args.kv_tile_offset, args.batch, tile);
+    const int32_t first = args.cu_seqlens_kv[sequence];
+    const int32_t token = (tile - args.kv_tile_offset[sequence]) * HR_SM90_TILE_KV + key;
+    return {head, sequence, first, token, token < args.cu_seqlens_kv[sequence + 1] - first};
 }
 
-/* A block is a tile of a head, a thread one of its keys. */
+HR_DEVICE float scale_of(const hr_sm90_scale &scale, const Key &key)
+{
+    if (!scale.base || !key.real) return 1.0f;
+    return scale.base[hr_sm90_scale_index(&scale, key.head, key.sequence, key.first, key.token)];
+}
+
+/* V's scale of the tile behind that of `key` over its own; 1 where there is none. */
+HR_DEVICE float v_step(const hr_sm90_tile_scale_args &args, const Key &key, int tile)
+{
+    if (!args.v_block_scale.base || tile + 1 >= args.kv_tile_offset[key.sequence + 1]) return 1.0f;
+    const Key behind = find_key(args, key.head, tile + 1, 0);
+    return scale_of(args.v_block_scale, behind) / scale_of(args.v_block_scale, key);
+}
+
+/* INT8 keys: a block is a tile of a head, a thread one of its keys. */
 __global__ void __launch_bounds__(HR_SM90_TILE_KV)
     tile_scale_kernel(const __grid_constant__ hr_sm90_tile_scale_args args)
 {
-    const int tile = (int)blockIdx.x, head = (int)blockIdx.y, key = (int)threadIdx.x;
-    const int sequence = sequence_of(args.kv_tile_offset, args.batch, tile);
-    const int64_t token = args.cu_seqlens_kv[sequence] +
-                          (int64_t)(tile - args.kv_tile_offset[sequence]) * HR_SM90_TILE_KV + key;
-    const bool real = token < args.cu_seqlens_kv[sequence + 1];
+    const int tile = (int)blockIdx.x, head = (int)blockIdx.y;
+    const Key key = find_key(args, head, tile, (int)threadIdx.x);
     float *out = args.tile_scale + (head * args.kv_tiles + tile) * HR_SM90_TILE_SCALES;
-    hr_sm90_set_tile_scale(out, key, real ? scale_of(args.k_scale, head, token) : 1.0f,
-                           real ? scale_of(args.v_scale, head, token) : 1.0f);
+    hr_sm90_set_tile_scale(out, (int)threadIdx.x, scale_of(args.k_scale, key),
+                           scale_of(args.v_scale, key));
+    if (threadIdx.x == 0 && args.v_block_scale.base) out[HR_SM90_V_STEP] = v_step(args, key, tile);
+}
+
+/* E4M3 keys: a thread is a tile of a head. */
+__global__ void __launch_bounds__(HR_SM90_TILE_KV)
+    block_scale_kernel(const __grid_constant__ hr_sm90_tile_scale_args args)
+{
+    const int64_t tile = (int64_t)blockIdx.x * HR_SM90_TILE_KV + threadIdx.x;
+    if (tile >= args.kv_tiles) return;
+    const Key key = find_key(args, (int)blockIdx.y, (int)tile, 0);
+    float *out = args.tile_scale + (blockIdx.y * args.kv_tiles + tile) * HR_SM90_BLOCK_SCALES;
+    out[0] = scale_of(args.k_scale, key);
+    out[HR_SM90_BLOCK_V_STEP] = v_step(args, key, (int)tile);
+    out[2] = out[3] = 0;
 }
 
 /* A block is a query of a head. */
@@ -66,6 +101,12 @@ __global__ void __launch_bounds__(NO_KEYS_THREADS)
 extern "C" int hr_tile_scale_sm90(const hr_sm90_tile_scale_args *args)
 {
     if (args->kv_tiles == 0) return cudaSuccess;
+    if (args->k_is_e4m3)
+        return hopper::launch(
+            block_scale_kernel,
+            dim3((unsigned)((args->kv_tiles + HR_SM90_TILE_KV - 1) / HR_SM90_TILE_KV),
+                 (unsigned)args->num_kv_heads),
+            dim3(HR_SM90_TILE_KV), 0, (cudaStream_t)args->stream, *args);
     return hopper::launch(tile_scale_kernel,
                           dim3((unsigned)args->kv_tiles, (unsigned)args->num_kv_heads),
                           dim3(HR_SM90_TILE_KV), 0, (cudaStream_t)args->stream, *args);

@@ -6,36 +6,68 @@
 #include "check_run.h"
 #include "pack_scale.h"
 
-/* K's and V's scales by token in the tile form that the kernels read. */
+static bool by_block(const hr_packed *packed)
+{
+    return packed->recipe.granularity == HR_GRANULARITY_BLOCK;
+}
+
+static float scale_of_token(const hr_packed *packed, int32_t head, int32_t sequence, int64_t i)
+{
+    return packed->scale[hr_scale_offset(packed, head, sequence) + hr_scale_step(packed, i)];
+}
+
+/* A tile of E4M3 keys, or what a tile of INT8 keys has of E4M3 V. */
+static void set_blocks(const hr_packed *k, const hr_packed *v, int32_t head, int32_t b,
+                       int64_t first, bool last, float *tile)
+{
+    float v_step = 1;
+    if (by_block(v) && !last)
+        v_step =
+            scale_of_token(v, head, b, first + HR_SM90_TILE_KV) / scale_of_token(v, head, b, first);
+    if (k->recipe.dtype == HR_DTYPE_I8) {
+        tile[HR_SM90_V_STEP] = v_step;
+        return;
+    }
+    tile[0] = by_block(k) ? scale_of_token(k, head, b, first) : 1;
+    tile[HR_SM90_BLOCK_V_STEP] = v_step;
+}
+
+/* Scales by token and block in the tile form that the kernels read; NULL: they need none. */
 static float *tile_scales(const hr_packed_layer *packed)
 {
     const hr_packed *k = &packed->k, *v = &packed->v;
     const int64_t tiles = v->total_slots / HR_SM90_TILE_KV;
-    const bool v_by_token = v->recipe.dtype == HR_DTYPE_I8;
-    float *scales = aligned_alloc(64, (size_t)(k->num_heads * tiles + 1) * HR_SM90_TILE_SCALES * 4);
+    const bool v_by_token = v->recipe.dtype == HR_DTYPE_I8,
+               integers = k->recipe.dtype == HR_DTYPE_I8;
+    const size_t size = integers ? HR_SM90_TILE_SCALES : HR_SM90_BLOCK_SCALES;
+    if (!integers && !by_block(k) && !by_block(v)) return NULL;
+    float *scales = aligned_alloc(64, ((size_t)(k->num_heads * tiles) * size * 4 + 64) / 64 * 64);
     cr_assert_not_null(scales);
     for (int32_t head = 0; head < k->num_heads; head++)
         for (int32_t b = 0; b < k->batch; b++) {
             const int64_t first = v->slot_offset[b] / HR_SM90_TILE_KV;
             const int64_t end = v->slot_offset[b + 1] / HR_SM90_TILE_KV;
             const int32_t length = k->cu_seqlens[b + 1] - k->cu_seqlens[b];
-            for (int64_t i = 0; i < (end - first) * HR_SM90_TILE_KV; i++) {
-                float *tile =
-                    scales + (head * tiles + first + i / HR_SM90_TILE_KV) * HR_SM90_TILE_SCALES;
-                float k_scale = 1, v_scale = 1;
-                if (i < length)
-                    k_scale = k->scale[hr_scale_offset(k, head, b) + hr_scale_step(k, i)];
-                if (i < length && v_by_token)
-                    v_scale = v->scale[hr_scale_offset(v, head, b) + hr_scale_step(v, i)];
-                hr_sm90_set_tile_scale(tile, (int)(i % HR_SM90_TILE_KV), k_scale, v_scale);
+            for (int64_t t = 0; t < end - first; t++) {
+                float *tile = scales + (size_t)(head * tiles + first + t) * size;
+                for (int64_t i = 0; integers && i < HR_SM90_TILE_KV; i++) {
+                    const int64_t token = t * HR_SM90_TILE_KV + i;
+                    const bool real = token < length;
+                    hr_sm90_set_tile_scale(
+                        tile, (int)i, real ? scale_of_token(k, head, b, token) : 1,
+                        real && v_by_token ? scale_of_token(v, head, b, token) : 1);
+                }
+                if (!v_by_token)
+                    set_blocks(k, v, head, b, t * HR_SM90_TILE_KV, first + t + 1 == end, tile);
             }
         }
     return scales;
 }
 
-static hr_sm90_scale scale_of(const hr_packed *packed)
+/* By block, fills block_offset [batch], which must live as long as what is returned. */
+static hr_sm90_scale scale_of(const hr_packed *packed, int32_t *block_offset)
 {
-    hr_sm90_scale scale = {packed->scale, 0, 0};
+    hr_sm90_scale scale = {.base = packed->scale};
     switch (packed->recipe.granularity) {
     case HR_GRANULARITY_NONE:
         scale.base = NULL;
@@ -48,6 +80,13 @@ static hr_sm90_scale scale_of(const hr_packed *packed)
     case HR_GRANULARITY_TOKEN:
         scale.head_stride = packed->total_tokens;
         scale.stride = 1;
+        break;
+    case HR_GRANULARITY_BLOCK:
+        scale.head_stride = packed->scale_count / packed->num_heads;
+        scale.block = packed->recipe.block;
+        scale.block_offset = block_offset;
+        for (int32_t b = 0; b < packed->batch; b++)
+            block_offset[b] = (int32_t)hr_scale_offset(packed, 0, b);
         break;
     case HR_GRANULARITY_CHANNEL:
         scale.head_stride = packed->head_dim;
@@ -65,14 +104,19 @@ static int32_t limit(int32_t window)
     return window < 0 ? INT32_MAX : window;
 }
 
-/* Everything but the output. tile_offsets [batch + 1] is filled. */
+/* First tiles of V, and first blocks of Q, K and V, of every sequence. */
+typedef struct case_offsets {
+    int32_t tile[SHAPE_BATCH + 1], block[3][SHAPE_BATCH + 1];
+} case_offsets;
+
+/* Everything but the output. `offsets` is filled. */
 static hr_sm90_args make_args(const check_case *test, const hr_packed_layer *packed,
-                              const float *tiles, int32_t *tile_offsets)
+                              const float *tiles, case_offsets *offsets)
 {
     const hr_attention_problem *problem = &test->problem;
     const hr_packed *q = &packed->q, *k = &packed->k, *v = &packed->v;
     for (int32_t b = 0; b <= problem->batch; b++)
-        tile_offsets[b] = (int32_t)(v->slot_offset[b] / HR_SM90_TILE_KV);
+        offsets->tile[b] = (int32_t)(v->slot_offset[b] / HR_SM90_TILE_KV);
     hr_sm90_args args = {
         .q = q->codes,
         .k = k->codes,
@@ -89,10 +133,10 @@ static hr_sm90_args make_args(const check_case *test, const hr_packed_layer *pac
         .head_dim = problem->head_dim,
         .cu_seqlens_q = problem->cu_seqlens_q,
         .cu_seqlens_kv = problem->cu_seqlens_kv,
-        .kv_tile_offset = tile_offsets,
+        .kv_tile_offset = offsets->tile,
         .max_seqlen_q = hr_longest_sequence(problem->cu_seqlens_q, problem->batch),
         .max_seqlen_kv = hr_longest_sequence(problem->cu_seqlens_kv, problem->batch),
-        .q_scale = scale_of(q),
+        .q_scale = scale_of(q, offsets->block[0]),
         .tile_scale = tiles,
         .softmax_scale = problem->softmax_scale,
         .softcap = problem->softcap,
@@ -101,8 +145,8 @@ static hr_sm90_args make_args(const check_case *test, const hr_packed_layer *pac
         .window_left = limit(problem->mask.window_left),
         .window_right = problem->mask.causal ? 0 : limit(problem->mask.window_right),
     };
-    if (k->recipe.dtype == HR_DTYPE_E4M3) args.k_scale = scale_of(k);
-    if (v->recipe.dtype == HR_DTYPE_E4M3) args.v_scale = scale_of(v);
+    if (k->recipe.dtype == HR_DTYPE_E4M3) args.k_scale = scale_of(k, offsets->block[1]);
+    if (v->recipe.dtype == HR_DTYPE_E4M3) args.v_scale = scale_of(v, offsets->block[2]);
     return args;
 }
 
@@ -113,9 +157,12 @@ static hr_sm90_args make_args(const check_case *test, const hr_packed_layer *pac
  * largest weight; E4M3 P is 448 at the running maximum, so that its smallest step is relative to
  * the largest weight of all keys.
  */
-static error_model model_for(hopper_model kernel, int32_t head_dim, bool fp22)
+static error_model model_for(hopper_model kernel, const check_case *test, bool fp22)
 {
-    error_model model = {.tile_kv = 128, .dot_terms = head_dim, .exp_error = 0x1p-22};
+    error_model model = {.tile_kv = 128,
+                         .dot_terms = test->shape.head_dim,
+                         .exp_error = 0x1p-22,
+                         .v_steps = test->recipe.v.granularity == HR_GRANULARITY_BLOCK};
     switch (kernel) {
     case HOPPER_BF16:
         model.p_relative = 0x1p-8;
@@ -237,7 +284,7 @@ hopper_result hopper_run_case(const hopper_case *wanted, hopper_kernel kernel, h
     answer_case(&test, &packed);
     compute_bound(&(bound_input){.problem = &test.problem,
                                  .packed = &packed,
-                                 .model = model_for(model, test.shape.head_dim, wanted->fp22),
+                                 .model = model_for(model, &test, wanted->fp22),
                                  .q = test.dequantized[0],
                                  .k = test.dequantized[1],
                                  .v = test.dequantized[2],
@@ -248,9 +295,9 @@ hopper_result hopper_run_case(const hopper_case *wanted, hopper_kernel kernel, h
     guarded_output output = make_output(&test.shape);
     const int64_t rows = packed.q.total_tokens * packed.q.num_heads;
     uint16_t *o16 = allocate((size_t)(rows * packed.q.head_dim), sizeof *o16);
-    float *tiles = packed.k.recipe.dtype == HR_DTYPE_I8 ? tile_scales(&packed) : NULL;
-    int32_t tile_offsets[SHAPE_BATCH + 1];
-    hr_sm90_args args = make_args(&test, &packed, tiles, tile_offsets);
+    float *tiles = tile_scales(&packed);
+    case_offsets offsets;
+    hr_sm90_args args = make_args(&test, &packed, tiles, &offsets);
     args.multiprocessors = wanted->multiprocessors ? wanted->multiprocessors : 3;
     args.o = output.o.data;
     args.o_token_stride = output.o.stride[0];
@@ -376,16 +423,24 @@ void hopper_error_on_gaussian_inputs(const char *name, const char *recipe, hoppe
     }
 }
 
-void hopper_error_does_not_grow_with_length(const char *name, const char *recipe,
-                                            hopper_kernel kernel, hopper_model model)
+void hopper_long_sums_lose_nothing(const char *name, const char *recipe, hopper_kernel kernel,
+                                   hopper_model model, int32_t head_dim)
 {
-    hopper_case test = {.recipe = recipe, .seed = 31, .fp22 = 1};
-    test.shape = "1 1 64 q=64 kv=1024";
-    const double brief = hopper_run_case(&test, kernel, model).relative_l2;
-    test.shape = "1 1 64 q=64 kv=16384";
-    const double extended = hopper_run_case(&test, kernel, model).relative_l2;
-    fprintf(stderr, "%s: relative L2 %.5f at 1k keys, %.5f at 16k\n", name, brief, extended);
-    cr_expect(extended <= 1.1 * brief, "%g against %g", extended, brief);
+    static const int32_t lengths[2] = {4096, 131072}, heads[2] = {8, 1};
+    hopper_result result[2];
+    for (int i = 0; i < 2; i++) {
+        char shape[64];
+        snprintf(shape, sizeof shape, "%d %d %d q=32 kv=%d", heads[i], heads[i], head_dim,
+                 lengths[i]);
+        const hopper_case test = {.recipe = recipe, .shape = shape, .seed = 31, .fp22 = 1};
+        result[i] = hopper_run_case(&test, kernel, model);
+        fprintf(stderr, "%s, head_dim %d, %d keys: relative L2 %.5f, the kernel's own %.5f\n", name,
+                head_dim, lengths[i], result[i].total_l2, result[i].relative_l2);
+    }
+    cr_expect(result[1].total_l2 <= 1.1 * result[0].total_l2, "%g against %g", result[1].total_l2,
+              result[0].total_l2);
+    cr_expect(result[1].relative_l2 <= 1.15 * result[0].relative_l2, "%g against %g",
+              result[1].relative_l2, result[0].relative_l2);
 }
 
 double hopper_table3_rmse(const char *recipe, hopper_kernel kernel, hopper_model model,

@@ -113,23 +113,38 @@ void add_row(const Operands<double> &o, int row, int columns, float *d)
         d[column] = (float)sum[column];
 }
 
-/* Cuts all terms below 13 bits under the largest one's leading bit; Options::fp22. */
+/*
+ * Cuts all terms below 13 bits under the largest one's leading bit; Options::fp22. A sum that is
+ * not finite stays what it is.
+ */
 void add_row_fp22(const Operands<double> &o, int row, int columns, float *d)
 {
-    for (int column = 0; column < columns; column++) {
-        double largest = std::fabs(d[column]);
-        for (int k = 0; k < o.k; k++)
-            largest = std::max(largest, std::fabs(o.a[row][k] * o.b[k][column]));
-        if (!(largest > 0) || std::isinf(largest)) largest = 1;
-        double unit = std::ldexp(1.0, std::ilogb(largest) - 13);
-        double sum = std::trunc(d[column] / unit);
-        for (int k = 0; k < o.k; k++)
-            sum += std::trunc(o.a[row][k] * o.b[k][column] / unit);
-        while (std::fabs(sum) >= 16384) { /* grown beyond 14 bits: loses some at the other end */
-            sum = std::trunc(sum / 2);
-            unit *= 2;
+    double largest[MAX_COLUMNS], inverse[MAX_COLUMNS], check[MAX_COLUMNS];
+    int32_t sum[MAX_COLUMNS]; /* 33 terms below 2^14 */
+    for (int column = 0; column < columns; column++)
+        largest[column] = std::fabs(check[column] = d[column]);
+    for (int k = 0; k < o.k; k++)
+        for (int column = 0; column < columns; column++) {
+            const double product = o.a[row][k] * o.b[k][column], size = std::fabs(product);
+            check[column] += product;
+            largest[column] = size > largest[column] ? size : largest[column];
         }
-        d[column] = (float)(sum * unit);
+    for (int column = 0; column < columns; column++) {
+        const bool known = std::isfinite(check[column]) && largest[column] > 0;
+        inverse[column] = known ? std::ldexp(1.0, 13 - std::ilogb(largest[column])) : 0;
+        sum[column] = known ? (int32_t)(d[column] * inverse[column]) : 0;
+    }
+    for (int k = 0; k < o.k; k++)
+        for (int column = 0; column < columns; column++)
+            if (inverse[column] > 0)
+                sum[column] += (int32_t)(o.a[row][k] * o.b[k][column] * inverse[column]);
+    for (int column = 0; column < columns; column++) {
+        int32_t whole = sum[column];
+        int shift = 0;
+        for (; std::abs(whole) >= 16384; shift++) /* beyond 14 bits: loses some at the other end */
+            whole /= 2;
+        d[column] = inverse[column] > 0 ? (float)(whole * std::ldexp(1 / inverse[column], shift))
+                                        : (float)check[column];
     }
 }
 
