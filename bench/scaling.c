@@ -16,6 +16,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "median.h"
+
 enum {
     KEY_RECIPE = 256,
     KEY_SEQLEN_Q,
@@ -180,12 +182,6 @@ static double now(void)
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-static int compare(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* The median of some runs. */
 static double run(scaling_job *job, const scaling_case *c, int *runs)
 {
@@ -197,8 +193,7 @@ static double run(scaling_job *job, const scaling_case *c, int *runs)
         seconds[*runs] = now() - begin;
         total += seconds[*runs];
     }
-    qsort(seconds, (size_t)*runs, sizeof *seconds, compare);
-    return (seconds[(*runs - 1) / 2] + seconds[*runs / 2]) / 2;
+    return bench_median(seconds, (size_t)*runs);
 }
 
 static long operand_bytes(const scaling_job *job, const scaling_case *c)

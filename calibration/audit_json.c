@@ -130,7 +130,11 @@ static json_t *timing_object(builder *b, const hr_audit_timing *timing)
     return object;
 }
 
-static json_t *layers_array(builder *b, const hr_audit_config *config)
+/* What is said of a layer (head < 0) or of a head, counted over all layers. */
+typedef json_t *make_item(builder *b, const void *owner, int32_t layer, int32_t head);
+
+/* [{"layer", KEY: item, "heads": [{"head", KEY: item}, ...]}, ...] */
+static json_t *layers_array(builder *b, const char *key, make_item *make, const void *owner)
 {
     const hr_audit *audit = b->audit;
     json_t *array = json_array();
@@ -139,15 +143,27 @@ static json_t *layers_array(builder *b, const hr_audit_config *config)
         for (int32_t h = 0; h < audit->layers[l].num_heads; h++) {
             json_t *head = json_object();
             set(b, head, "head", json_integer(h));
-            set(b, head, "scores", scores_object(b, &config->heads[audit->head_offset[l] + h]));
+            set(b, head, key, make(b, owner, l, audit->head_offset[l] + h));
             append(b, heads, head);
         }
         set(b, layer, "layer", json_integer(audit->layers[l].layer));
-        set(b, layer, "scores", scores_object(b, &config->layers[l]));
+        set(b, layer, key, make(b, owner, l, -1));
         set(b, layer, "heads", heads);
         append(b, array, layer);
     }
     return array;
+}
+
+static json_t *config_scores(builder *b, const void *owner, int32_t layer, int32_t head)
+{
+    const hr_audit_config *config = owner;
+    return scores_object(b, head < 0 ? &config->layers[layer] : &config->heads[head]);
+}
+
+static json_t *baseline_error(builder *b, const void *owner, int32_t layer, int32_t head)
+{
+    const hr_audit_baseline *baseline = owner;
+    return error_object(b, head < 0 ? &baseline->layers[layer] : &baseline->heads[head]);
 }
 
 /* True when head a belongs before head b among the worst; a NaN is worse than any number. */
@@ -202,29 +218,9 @@ static json_t *configs_array(builder *b)
         set(b, object, "kv_bits", json_real(config->kv_bits));
         set(b, object, "timing", timing_object(b, &config->timing));
         set(b, object, "summary", scores_object(b, &config->summary));
-        set(b, object, "layers", layers_array(b, config));
+        set(b, object, "layers", layers_array(b, "scores", config_scores, config));
         set(b, object, "worst_heads", worst_array(b, config));
         append(b, array, object);
-    }
-    return array;
-}
-
-static json_t *baseline_layers(builder *b, const hr_audit_baseline *baseline)
-{
-    const hr_audit *audit = b->audit;
-    json_t *array = json_array();
-    for (int32_t l = 0; l < audit->layer_count; l++) {
-        json_t *layer = json_object(), *heads = json_array();
-        for (int32_t h = 0; h < audit->layers[l].num_heads; h++) {
-            json_t *head = json_object();
-            set(b, head, "head", json_integer(h));
-            set(b, head, "total", error_object(b, &baseline->heads[audit->head_offset[l] + h]));
-            append(b, heads, head);
-        }
-        set(b, layer, "layer", json_integer(audit->layers[l].layer));
-        set(b, layer, "total", error_object(b, &baseline->layers[l]));
-        set(b, layer, "heads", heads);
-        append(b, array, layer);
     }
     return array;
 }
@@ -241,7 +237,8 @@ static json_t *baselines_array(builder *b)
         set(b, object, "timing", ran ? timing_object(b, &baseline->timing) : json_null());
         set(b, object, "total", ran ? error_object(b, &baseline->total) : json_null());
         set(b, object, "lse", ran ? error_object(b, &baseline->lse) : json_null());
-        set(b, object, "layers", ran ? baseline_layers(b, baseline) : json_array());
+        set(b, object, "layers",
+            ran ? layers_array(b, "total", baseline_error, baseline) : json_array());
         append(b, array, object);
     }
     return array;

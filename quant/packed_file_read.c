@@ -310,7 +310,7 @@ static hr_status read_file(packed_source *source)
         HR_TRY(read_layer(source, source->out->layer[i], &source->out->layers[i]));
     int64_t extra = hr_safetensors_count(source->file) - source->tensors;
     if (extra > 0)
-        return hr_fail(HR_ERROR_FORMAT, "has %lld tensors that belong to no layer it lists",
+        return hr_fail(HR_ERROR_FORMAT, "tensors that belong to no layer it lists: %lld",
                        (long long)extra);
     return HR_OK;
 }

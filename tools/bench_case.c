@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "bench_epilogue.h"
+#include "median.h"
 #include "peak.h"
 
 /* Larger than the last-level cache share of a core, so that the stream comes from memory. */
@@ -289,18 +290,6 @@ static int check_case(const bench_case *c, const bench_state *state, hr_error *e
     return code;
 }
 
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int32_t n)
-{
-    qsort(values, (size_t)n, sizeof *values, compare_doubles);
-    return (values[(n - 1) / 2] + values[n / 2]) / 2;
-}
-
 /* What one repeat measures. */
 enum { SECONDS, BASELINE, DENSE, ROOF, RATIO, READ, READ_RATIO, COLUMNS };
 
@@ -369,24 +358,24 @@ static int time_case(const bench_case *c, bench_state *state, jobs *all, bench_r
     for (int32_t r = 0; r < n && code == CLI_OK; r++)
         code = sample(c, state, all, columns, r);
     if (code == CLI_OK) {
-        double seconds = median(columns[SECONDS], n);
+        double seconds = bench_median(columns[SECONDS], n);
         out->repeats = n;
         out->threads = state->threads;
         out->median_ms = 1e3 * seconds;
         out->min_ms = 1e3 * columns[SECONDS][0];
         out->max_ms = 1e3 * columns[SECONDS][n - 1];
         out->gops = 1e-9 * hr_plan_flops(kernel->plan) / seconds;
-        out->roof_gops = median(columns[ROOF], n);
-        out->roof_ratio = median(columns[RATIO], n);
+        out->roof_gops = bench_median(columns[ROOF], n);
+        out->roof_ratio = bench_median(columns[RATIO], n);
         out->kv_gbps = 1e-9 * kv_bytes(kernel) / seconds;
-        out->roof_gbps = median(columns[READ], n);
-        out->kv_ratio = median(columns[READ_RATIO], n);
-        out->x_bf16 = all->baseline.plan                    ? median(columns[BASELINE], n) / seconds
+        out->roof_gbps = bench_median(columns[READ], n);
+        out->kv_ratio = bench_median(columns[READ_RATIO], n);
+        out->x_bf16 = all->baseline.plan ? bench_median(columns[BASELINE], n) / seconds
                       : c->kernel->q_dtype == HR_DTYPE_BF16 ? 1
                                                             : NAN;
         const job *dense = all->dense.plan ? &all->dense : kernel;
         out->density = hr_plan_flops(kernel->plan) / hr_plan_flops(dense->plan);
-        out->x_dense = all->dense.plan ? median(columns[DENSE], n) / seconds : 1;
+        out->x_dense = all->dense.plan ? bench_median(columns[DENSE], n) / seconds : 1;
         out->x_after = NAN;
     }
     if (code == CLI_OK && c->norm != HR_NORM_NONE)

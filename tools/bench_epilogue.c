@@ -8,6 +8,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "median.h"
+
 typedef struct rivals {
     hr_plan *fused, *plain;
     float *memory; /* o, residual, stream, out */
@@ -71,12 +73,6 @@ static hr_status run_after(const rivals *r, const hr_packed_layer *operands)
     return status;
 }
 
-static int compare(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 int bench_epilogue_run(const bench_epilogue *bench, double *x_after)
 {
     const size_t n = (size_t)bench->repeats;
@@ -95,9 +91,7 @@ int bench_epilogue_run(const bench_epilogue *bench, double *x_after)
     }
     if (status != HR_OK) code = cli_fail_library("--epilogue");
     if (code == CLI_OK) {
-        qsort(fused, n, sizeof *fused, compare);
-        qsort(after, n, sizeof *after, compare);
-        *x_after = after[n / 2] / fused[n / 2];
+        *x_after = bench_median(after, n) / bench_median(fused, n);
     }
     rivals_free(&r);
     free(fused);

@@ -1,3 +1,7 @@
+/*
+ * A block's threads as the scheduler runs them: launching, choosing what runs or completes next in
+ * each schedule, and what must hold when a block ends.
+ */
 #include "block.h"
 
 #include <algorithm>

@@ -1,3 +1,6 @@
+/*
+ * What a run found, in words, and the options and counters of the emulator.
+ */
 #include "block.h"
 
 #include <cstdio>

@@ -1,3 +1,7 @@
+/*
+ * Shadow of shared memory: who wrote and read each word last and when, and from it races, reads of
+ * what was never written and overwritten stages.
+ */
 #include "block.h"
 
 #include <algorithm>
