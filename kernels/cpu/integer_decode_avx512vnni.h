@@ -47,7 +47,8 @@ static void prepare_tile(decode_state *s, const code_rows *k, const code_rows *v
     const float v_max = gather_scales(v_rows, head_dim, s->first, s->count, s->v_scale);
     s->exponents = scale_columns(s->k_scale, k_max, s->v_scale, v_max, s->count, s->columns);
     if (f == s->exponents.f) return;
-    const double unit = ldexp(HR_INTEGER_OCTAVE, s->exponents.f);
+    const double octave = s->args->softcap == 0 ? HR_INTEGER_OCTAVE : 1;
+    const double unit = ldexp(octave, s->exponents.f);
     for (int32_t row = 0; row < s->rows; row++)
         s->a[row] = hr_integer_tile_factor(s->factor[row], unit);
 }
@@ -61,19 +62,38 @@ INLINE __mmask16 visible_keys(const decode_state *s, int32_t row, int32_t key)
     return (__mmask16)(from & to);
 }
 
+/* y of 16 keys of a row from q.k, where logits are capped or have ALiBi: see integer_body.c. */
+INLINE __m512 shape_logits(const decode_state *s, int32_t row, uint32_t key, __m512 x, __m512 a,
+                           __m512 u)
+{
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512 y;
+    if (s->args->softcap != 0) {
+        y = _mm512_fmadd_ps(x, a, _mm512_set1_ps(s->bias[row]));
+        tanh_of(&y, 1, s->cap.argument);
+        y = _mm512_fnmadd_ps(y, _mm512_set1_ps(s->cap.units), u);
+    } else {
+        y = _mm512_fnmadd_ps(x, a, u);
+    }
+    if (s->slope[row] == 0) return y;
+    const __m512i from = _mm512_set1_epi32((int32_t)(s->diagonal[row] - s->first - (int32_t)key));
+    const __m512i distance = _mm512_abs_epi32(_mm512_sub_epi32(from, lanes));
+    return _mm512_fmadd_ps(_mm512_set1_ps(s->slope[row]), _mm512_cvtepu32_ps(distance), y);
+}
+
 /*
  * y of 16 keys of a row; +inf for those not seen. `values`: with V's scales. `a` is the row's in
  * all elements.
  */
 INLINE __m512 logits_of(const decode_state *s, int32_t row, uint32_t key, __m512 a, bool values,
-                        bool masked)
+                        bool masked, bool shaped)
 {
     const tile_columns *c = &s->columns[key / HR_MICRO_COLUMNS];
     const uint32_t at = key % HR_MICRO_COLUMNS;
     __m512 y = _mm512_fmadd_ps(_mm512_load_ps(s->x[row] + key), _mm512_load_ps(c->k + at),
                                _mm512_load_ps(c->k_magic + at));
-    y = _mm512_fnmadd_ps(y, a,
-                         values ? _mm512_load_ps(c->u + at) : _mm512_set1_ps(HR_INTEGER_OFFSET));
+    const __m512 u = values ? _mm512_load_ps(c->u + at) : _mm512_set1_ps(HR_INTEGER_OFFSET);
+    y = shaped ? shape_logits(s, row, key, y, a, u) : _mm512_fnmadd_ps(y, a, u);
     if (masked)
         y = _mm512_mask_mov_ps(_mm512_set1_ps(INFINITY), visible_keys(s, row, (int32_t)key), y);
     return y;
@@ -81,10 +101,10 @@ INLINE __m512 logits_of(const decode_state *s, int32_t row, uint32_t key, __m512
 
 /* round16 of 32 keys' y - n, packed. */
 INLINE __m512i round_logits(const decode_state *s, int32_t row, uint32_t key, __m512 a, __m512 n,
-                            bool masked)
+                            bool masked, bool shaped)
 {
-    return pack_logits(logits_of(s, row, key, a, true, masked),
-                       logits_of(s, row, key + 16, a, true, masked), n);
+    return pack_logits(logits_of(s, row, key, a, true, masked, shaped),
+                       logits_of(s, row, key + 16, a, true, masked, shaped), n);
 }
 
 /* Step 3 for a row whose N leaves int16; returns n. */
@@ -94,10 +114,11 @@ static float remake_logits(decode_state *s, int32_t row, bool masked)
     const uint32_t from = (uint32_t)s->from, to = (uint32_t)s->to;
     __m512 least = _mm512_set1_ps(INFINITY);
     for (uint32_t j = from; j < to; j += 16)
-        least = _mm512_min_ps(least, logits_of(s, row, j, a, true, masked));
+        least = _mm512_min_ps(least, logits_of(s, row, j, a, true, masked, s->shaped));
     const float n = _mm512_reduce_min_ps(least);
     for (uint32_t j = from; j < to; j += 32)
-        _mm512_store_si512(s->y[row] + j, round_logits(s, row, j, a, _mm512_set1_ps(n), masked));
+        _mm512_store_si512(s->y[row] + j,
+                           round_logits(s, row, j, a, _mm512_set1_ps(n), masked, s->shaped));
     return n;
 }
 
@@ -124,7 +145,7 @@ static bool sees_all(const decode_state *s)
  * rows and masked are constants.
  */
 INLINE void make_logits(decode_state *s, const code_rows *k, const code_rows *v, int32_t row,
-                        int rows, bool masked, __m512i *n)
+                        int rows, bool masked, bool shaped, __m512i *n)
 {
     const uint32_t from = masked ? (uint32_t)s->from : 0;
     const uint32_t to = masked ? (uint32_t)s->to : DECODE_TILE;
@@ -139,7 +160,7 @@ INLINE void make_logits(decode_state *s, const code_rows *k, const code_rows *v,
         prefetch_share(&s->walk.ahead, k, v, SOFTMAX_COST / 16 * rows);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
-            __m512i y = round_logits(s, row + r, j, a[r], _mm512_setzero_ps(), masked);
+            __m512i y = round_logits(s, row + r, j, a[r], _mm512_setzero_ps(), masked, shaped);
             least[r] = _mm512_min_epu16(least[r], y);
             _mm512_store_si512(s->y[row + r] + j, y);
         }
@@ -148,6 +169,13 @@ INLINE void make_logits(decode_state *s, const code_rows *k, const code_rows *v,
     for (int r = 0; r < rows; r++)
         *n = _mm512_mask_broadcastd_epi32(*n, (__mmask16)(1 << ((row + r) % 16)),
                                           least_word(least[r]));
+}
+
+/* The same for a row whose logits are capped or have ALiBi: out of line of the usual path. */
+static __attribute__((noinline)) void
+make_shaped_logits(decode_state *s, const code_rows *k, const code_rows *v, int32_t row, __m512i *n)
+{
+    make_logits(s, k, v, row, 1, true, true, n);
 }
 
 /*
@@ -185,7 +213,7 @@ static __m512 sum_uneven_row(const decode_state *s, int32_t row, __m512 *factor)
     ALIGNED float x[DECODE_TILE];
     const __m512 a = _mm512_set1_ps(s->a[row]);
     for (int32_t j = s->from; j < s->to; j += 16)
-        _mm512_store_ps(x + j, logits_of(s, row, (uint32_t)j, a, false, true));
+        _mm512_store_ps(x + j, logits_of(s, row, (uint32_t)j, a, false, true, s->shaped));
     return sum_uneven(x, s->from, s->to, s->m[row], factor);
 }
 
@@ -280,13 +308,16 @@ static void update_softmax(decode_state *s, const code_rows *k, const code_rows 
     __m512i n = _mm512_setzero_si512();
     for (int32_t row = 0, rows; row < s->rows; row += rows) {
         rows = s->rows - row >= 4 ? 4 : 1;
-        if (masked)
+        if (s->shaped)
             for (int32_t r = row; r < row + rows; r++)
-                make_logits(s, k, v, r, 1, true, &n);
+                make_shaped_logits(s, k, v, r, &n);
+        else if (masked)
+            for (int32_t r = row; r < row + rows; r++)
+                make_logits(s, k, v, r, 1, true, false, &n);
         else if (rows == 4)
-            make_logits(s, k, v, row, 4, false, &n);
+            make_logits(s, k, v, row, 4, false, false, &n);
         else
-            make_logits(s, k, v, row, 1, false, &n);
+            make_logits(s, k, v, row, 1, false, false, &n);
         if (row + rows == s->rows || (row + rows) % 16 == 0)
             finish_logits(s, (row + rows - 1) / 16 * 16, n);
     }
@@ -378,6 +409,12 @@ static const hr_kernel_args *args_of(const decode_state *s, int32_t row, int32_t
     return s->args + row / queries;
 }
 
+/* What smoothing took from a row's logits. */
+static double row_bias(const hr_kernel_args *args, int32_t query)
+{
+    return args->lse_bias ? (double)args->lse_bias[query] * (double)args->softmax_scale : 0;
+}
+
 /*
  * Q of a row, spread as a K block is: vector k of a part, lane L: dword 4 L + k, four times. One or
  * two rows have it as the codes lie in a row of K, low nibbles' channels and then high ones'.
@@ -402,13 +439,17 @@ static void begin_row(decode_state *s, int32_t row, bool nibbles)
     }
     s->init[row] = (int32_t)hr_integer_bits(HR_INTEGER_MAGIC) - 128 * sum;
     s->factor[row] = hr_integer_row_factor(args, query);
+    s->bias[row] = (float)row_bias(args, query);
+    s->slope[row] = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E) * HR_INTEGER_OCTAVE;
+    s->diagonal[row] = (int64_t)query + args->shift;
+    s->shaped |= args->softcap != 0 || s->slope[row] != 0;
 }
 
 static void finish_row(const decode_state *s, int32_t row, bool nibbles)
 {
     int32_t query;
     const hr_kernel_args *args = args_of(s, row, &query);
-    double bias = args->lse_bias ? (double)args->lse_bias[query] * (double)args->softmax_scale : 0;
+    const double bias = args->softcap == 0 ? row_bias(args, query) : 0;
     const float factor =
         hr_integer_finish(args, query, s->m[row], sum_of_lanes(_mm512_load_ps(s->l[row])), bias);
     const float *o = s->o + row * s->vectors * 16;
@@ -482,6 +523,8 @@ INLINE void decode_rows(const hr_kernel_args *args, code_kind kind, int32_t k_by
         s->m[row] = s->largest[row] = -INFINITY;
         s->e[row] = HR_INTEGER_NO_TILE;
     }
+    s->shaped = false;
+    s->cap = hr_integer_cap_of(args->softcap);
     for (int32_t row = 0; row < rows; row++)
         begin_row(s, row, k_nibbles);
 

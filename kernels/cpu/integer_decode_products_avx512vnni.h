@@ -40,6 +40,9 @@ typedef struct decode_state {
     ALIGNED uint8_t k_zero[DECODE_TILE], v_zero[DECODE_TILE];
     tile_walk walk;
     double factor[DECODE_ROWS];
+    float bias[DECODE_ROWS], slope[DECODE_ROWS]; /* natural units; of ALiBi, in units */
+    int64_t diagonal[DECODE_ROWS];               /* the key at distance 0 */
+    hr_integer_cap cap;
     int32_t init[DECODE_ROWS]; /* bits of 1.5 * 2^23, less 128 times the sum of q */
     ALIGNED int32_t lo[DECODE_ROWS], hi[DECODE_ROWS]; /* keys a row sees of the range */
     const hr_kernel_args *args;
@@ -53,6 +56,7 @@ typedef struct decode_state {
     bool half;         /* the CPU has AVX512-FP16 */
     bool precise;      /* P in I16: rows of P and T are twice as many */
     bool few;          /* decode_few does it */
+    bool shaped;       /* logits are capped, or have ALiBi */
     __m512i *q; /* [rows][vectors], in the order of a K block, four times; few rows: as codes lie */
     __m512i *t; /* [rows, twice if precise][vectors] int32, in the order of a V block */
     float *o;   /* the same order */
