@@ -16,7 +16,7 @@
 #include "status_internal.h"
 #include "transform.h"
 
-enum { OPERANDS = 3, ARRAYS = 16 };
+enum { OPERANDS = 3, ARRAYS = 24 };
 
 struct hr_device_packer {
     hr_packed_layer out;
@@ -47,23 +47,35 @@ static hr_status add_array(hr_device_packer *packer, const void *source, size_t 
     return hr_device_copy(HR_DEVICE_CUDA, memory, HR_DEVICE_CPU, source, count * size, NULL);
 }
 
+static bool by_block(const hr_operand_recipe *recipe)
+{
+    return recipe->granularity == HR_GRANULARITY_BLOCK;
+}
+
 static hr_status check_recipe(const char *name, const hr_operand_recipe *recipe)
 {
     const hr_granularity granularity = recipe->granularity;
+    const bool shared = granularity == HR_GRANULARITY_TENSOR ||
+                        granularity == HR_GRANULARITY_HEAD || granularity == HR_GRANULARITY_BLOCK;
     const bool bf16 = recipe->dtype == HR_DTYPE_BF16;
     const bool int8 =
-        recipe->dtype == HR_DTYPE_I8 && granularity == HR_GRANULARITY_TOKEN && recipe->dynamic;
-    const bool fp8 = recipe->dtype == HR_DTYPE_E4M3 &&
-                     (granularity == HR_GRANULARITY_TENSOR || granularity == HR_GRANULARITY_HEAD ||
-                      granularity == HR_GRANULARITY_CHANNEL);
-    if (bf16 || int8 || fp8) return HR_OK;
-    return hr_fail(
-        HR_ERROR_UNSUPPORTED,
-        "%s in %s with %s scales per %s is not packed on cuda, which takes bf16, i8 with "
-        "dynamic scales per token and e4m3 with scales per tensor, head or channel; hr_pack_layer "
-        "and hr_packed_layer_copy do the rest",
-        name, hr_dtype_name(recipe->dtype), recipe->dynamic ? "dynamic" : "static",
-        hr_granularity_name(granularity));
+        recipe->dtype == HR_DTYPE_I8 && (shared || granularity == HR_GRANULARITY_TOKEN);
+    const bool fp8 =
+        recipe->dtype == HR_DTYPE_E4M3 && (shared || granularity == HR_GRANULARITY_CHANNEL);
+    if (!bf16 && !int8 && !fp8)
+        return hr_fail(HR_ERROR_UNSUPPORTED,
+                       "%s in %s with %s scales per %s is not packed on cuda, which takes bf16, i8 "
+                       "with scales per tensor, head, token or block and e4m3 with scales per "
+                       "tensor, head, channel or block; hr_pack_layer and hr_packed_layer_copy do "
+                       "the rest",
+                       name, hr_dtype_name(recipe->dtype), recipe->dynamic ? "dynamic" : "static",
+                       hr_granularity_name(granularity));
+    if (by_block(recipe) && recipe->block % HR_SM90_PACK_TILE != 0)
+        return hr_fail(HR_ERROR_UNSUPPORTED,
+                       "%s has a scale for every %d tokens; packing on cuda takes blocks of a "
+                       "multiple of %d, hr_pack_layer and hr_packed_layer_copy any",
+                       name, recipe->block, HR_SM90_PACK_TILE);
+    return HR_OK;
 }
 
 static hr_status check_options(const hr_device_pack_options *options)
@@ -101,11 +113,11 @@ static hr_status check_options(const hr_device_pack_options *options)
     return hr_rope_check_positions(options->k_positions, problem->cu_seqlens_kv[problem->batch]);
 }
 
-static hr_sm90_pack_format format_of(hr_dtype dtype)
+static hr_sm90_pack_format format_of(const hr_operand_recipe *recipe)
 {
-    return dtype == HR_DTYPE_BF16   ? HR_SM90_PACK_BF16
-           : dtype == HR_DTYPE_E4M3 ? HR_SM90_PACK_E4M3
-                                    : HR_SM90_PACK_I8;
+    if (recipe->dtype == HR_DTYPE_BF16) return HR_SM90_PACK_BF16;
+    if (recipe->dtype == HR_DTYPE_E4M3) return HR_SM90_PACK_E4M3;
+    return recipe->granularity == HR_GRANULARITY_TOKEN ? HR_SM90_PACK_I8_BY_TOKEN : HR_SM90_PACK_I8;
 }
 
 /* hr_packed_allocate on the GPU. */
@@ -133,6 +145,43 @@ static hr_status allocate_packed(hr_packed *out, const float *scale, bool mean, 
     return HR_OK;
 }
 
+static int32_t tiles_of(int64_t tokens)
+{
+    return (int32_t)((tokens + HR_SM90_PACK_TILE - 1) / HR_SM90_PACK_TILE);
+}
+
+/* Tiles that start with the sequences, and the block that each is in. */
+static hr_status set_sequences(hr_device_packer *packer, int32_t batch,
+                               const operand_source *source)
+{
+    hr_sm90_pack_operand *args = source->args;
+    const int32_t *cu_seqlens = source->cu_seqlens, block = source->recipe->block;
+    int64_t tiles = 0, first_block = 0;
+    for (int32_t b = 0; b < batch; b++)
+        tiles += tiles_of(cu_seqlens[b + 1] - cu_seqlens[b]);
+    int32_t *staged = hr_alloc((size_t)batch + 1 + (size_t)tiles, sizeof *staged);
+    if (!staged) return HR_ERROR_OUT_OF_MEMORY;
+    int32_t *offset = staged, *tile_block = staged + batch + 1;
+    offset[0] = 0;
+    for (int32_t b = 0; b < batch; b++) {
+        const int64_t tokens = (int64_t)cu_seqlens[b + 1] - cu_seqlens[b], first = offset[b];
+        offset[b + 1] = offset[b] + tiles_of(tokens);
+        if (!by_block(source->recipe)) continue;
+        for (int64_t t = first; t < offset[b + 1]; t++)
+            tile_block[t] = (int32_t)(first_block + (t - first) * HR_SM90_PACK_TILE / block);
+        first_block += (tokens + block - 1) / block;
+    }
+    args->tiles = (int32_t)tiles;
+    hr_status status =
+        add_array(packer, offset, (size_t)batch + 1, sizeof *offset, &args->tile_offset);
+    if (status == HR_OK && by_block(source->recipe))
+        status =
+            add_array(packer, tile_block, (size_t)tiles, sizeof *tile_block, &args->tile_block);
+    free(staged);
+    if (status != HR_OK) return status;
+    return add_array(packer, cu_seqlens, (size_t)batch + 1, sizeof *cu_seqlens, &args->cu_seqlens);
+}
+
 static hr_status set_operand(hr_device_packer *packer, const hr_device_pack_options *options,
                              hr_operand operand, const operand_source *source)
 {
@@ -153,30 +202,32 @@ static hr_status set_operand(hr_device_packer *packer, const hr_device_pack_opti
     HR_TRY(hr_packed_measure(out, source->cu_seqlens));
     HR_TRY(allocate_packed(out, source->scale, operand == HR_OPERAND_K && smoothed,
                            operand == HR_OPERAND_Q && smoothed));
-    const bool rotated = source->recipe->transform & HR_TRANSFORM_HADAMARD;
-    const int64_t slots = is_v ? out->total_slots : out->total_tokens;
+    const hr_granularity granularity = source->recipe->granularity;
+    const bool by_token = granularity == HR_GRANULARITY_TOKEN;
     hr_sm90_pack_operand *args = source->args;
     *args = (hr_sm90_pack_operand){
         .tokens = out->total_tokens,
         .heads = source->heads,
-        .tiles = (int32_t)((slots + HR_SM90_PACK_TILE - 1) / HR_SM90_PACK_TILE),
-        .format = format_of(source->recipe->dtype),
+        .tiles = tiles_of(out->total_tokens),
+        .format = format_of(source->recipe),
         .transposed = is_v,
         .codes = out->codes,
         .head_bytes = (int64_t)out->head_bytes,
         .scale = out->scale,
-        .scale_head_stride = out->recipe.granularity == HR_GRANULARITY_HEAD      ? 1
-                             : out->recipe.granularity == HR_GRANULARITY_CHANNEL ? out->head_dim
-                                                                                 : 0,
-        .scale_channel_stride = out->recipe.granularity == HR_GRANULARITY_CHANNEL,
-        .dynamic = source->recipe->dtype == HR_DTYPE_E4M3 && source->recipe->dynamic,
+        .scale_head_stride = granularity == HR_GRANULARITY_HEAD      ? 1
+                             : granularity == HR_GRANULARITY_CHANNEL ? out->head_dim
+                             : by_block(source->recipe) ? out->scale_count / source->heads
+                                                        : 0,
+        .scale_channel_stride = granularity == HR_GRANULARITY_CHANNEL,
+        .dynamic = granularity != HR_GRANULARITY_NONE && !by_token && source->recipe->dynamic,
         .mean = operand == HR_OPERAND_K ? packer->args.k_mean : NULL,
-        .rotate = rotated,
+        .rotate = (source->recipe->transform & HR_TRANSFORM_HADAMARD) != 0,
     };
+    if (is_v || by_block(source->recipe)) HR_TRY(set_sequences(packer, problem->batch, source));
     if (source->positions)
         HR_TRY(add_array(packer, source->positions, (size_t)out->total_tokens, sizeof(int32_t),
                          &args->positions));
-    if (args->format != HR_SM90_PACK_I8 && !args->dynamic) return HR_OK;
+    if (!by_token && !args->dynamic) return HR_OK;
     const size_t largest = args->dynamic ? (size_t)out->scale_count : (size_t)source->heads;
     HR_TRY(add_array(packer, NULL, largest, sizeof(uint32_t), &args->largest));
     return add_array(packer, NULL, (size_t)source->heads, sizeof(uint32_t), &args->finished);
@@ -218,22 +269,6 @@ static hr_status set_rotation(hr_device_packer *packer, const hr_device_pack_opt
     return add_array(packer, signs, (size_t)head_dim, sizeof *signs, &packer->args.signs);
 }
 
-/* The first tile of each sequence of v, and the offsets of its tokens. */
-static hr_status set_sequences(hr_device_packer *packer, const hr_attention_problem *problem)
-{
-    const size_t count = (size_t)problem->batch + 1;
-    int32_t *offset = hr_alloc(count, sizeof *offset);
-    if (!offset) return HR_ERROR_OUT_OF_MEMORY;
-    for (size_t b = 0; b < count; b++)
-        offset[b] = (int32_t)(packer->out.v.slot_offset[b] / HR_SM90_PACK_TILE);
-    hr_status status =
-        add_array(packer, offset, count, sizeof *offset, &packer->args.kv_tile_offset);
-    free(offset);
-    if (status != HR_OK) return status;
-    return add_array(packer, problem->cu_seqlens_kv, count, sizeof(int32_t),
-                     &packer->args.cu_seqlens_kv);
-}
-
 static hr_status build(hr_device_packer *packer, const hr_device_pack_options *options)
 {
     const hr_attention_problem *problem = options->problem;
@@ -264,7 +299,6 @@ static hr_status build(hr_device_packer *packer, const hr_device_pack_options *o
             (size_t)problem->num_kv_heads * (size_t)problem->head_dim * sizeof(float), NULL));
     if (rope) HR_TRY(set_turns(packer, options));
     if (recipe->q.transform & HR_TRANSFORM_HADAMARD) HR_TRY(set_rotation(packer, options));
-    HR_TRY(set_sequences(packer, problem));
     return add_array(packer, NULL, 1, sizeof(uint32_t), &args->nonfinite);
 }
 

@@ -154,16 +154,16 @@ void run_case(const Case &test, hopper_emulator::Schedule schedule)
     for (int i = 0; i < 2; i++)
         for (int t = 0; t < tokens[i]; t++)
             positions[i].push_back((t * 13) % 97);
-    const bool fp8 = recipe.q.dtype == HR_DTYPE_E4M3;
-    const bool v_static = recipe.v.dtype == HR_DTYPE_E4M3;
+    const bool plain = recipe.q.dtype == HR_DTYPE_BF16;
     const int v_scales = recipe.v.granularity == HR_GRANULARITY_CHANNEL ? shape.head_dim : 1;
     const auto q_scale = some_scales(shape.heads, random);
     const auto k_scale = some_scales(shape.kv_heads, random);
     const auto v_scale = some_scales(shape.kv_heads * v_scales, random);
     const auto k_mean = some_scales(shape.kv_heads * shape.head_dim, random);
     hr_layer_scales scales = {};
-    if (fp8 && !recipe.q.dynamic) scales.q = q_scale.data(), scales.k = k_scale.data();
-    if (v_static && !recipe.v.dynamic) scales.v = v_scale.data();
+    if (!plain && !recipe.q.dynamic) scales.q = q_scale.data();
+    if (!plain && !recipe.k.dynamic) scales.k = k_scale.data();
+    if (!plain && !recipe.v.dynamic) scales.v = v_scale.data();
     if (recipe.k.transform & HR_TRANSFORM_MEAN) scales.k_mean = k_mean.data();
 
     fake_start();
@@ -198,6 +198,7 @@ void run_case(const Case &test, hopper_emulator::Schedule schedule)
 const Shape small = {2, 1, 64, {0, 3, 3, 140}, {0, 5, 5, 150}};
 const Shape wide = {1, 1, 128, {0, 20}, {0, 133}};
 const Shape widest = {1, 1, 256, {0, 5}, {0, 40}};
+const Shape blocks = {2, 1, 64, {0, 130, 130, 300}, {0, 5, 5, 400}};
 const Shape odd = {2, 2, 96, {0, 33}, {0, 33}}, narrow = {1, 1, 16, {0, 9}, {0, 130}},
             odder = {1, 1, 80, {0, 31}, {0, 31}}, large_odd = {1, 1, 192, {0, 12}, {0, 12}};
 
@@ -271,6 +272,35 @@ Test(hopper_pack, dynamic_scales_are_the_hosts)
              hopper_emulator::Schedule::earliest);
 }
 
+/* Scales that tokens share: given or found, by block (of which a sequence has several) or head. */
+Test(hopper_pack, shared_scales_are_the_hosts)
+{
+    const char *const recipes[] = {"fp8:qkv.granularity=block128",
+                                   "fp8:q.granularity=block256,kv.granularity=block128",
+                                   "int8:qkv.granularity=block128,k.transform=none",
+                                   "int8:q.granularity=block384,k.granularity=block256,"
+                                   "v.granularity=block128,qk.transform=hadamard",
+                                   "int8-fp8:qk.granularity=head,v.granularity=block256",
+                                   "int8:qkv.granularity=head,qkv.scale=dynamic",
+                                   "int8:qkv.granularity=tensor,qkv.scale=dynamic",
+                                   "int8:qkv.granularity=head,qkv.scale=static",
+                                   "int8:qkv.granularity=tensor,qkv.scale=static"};
+    const hopper_emulator::Schedule schedules[] = {hopper_emulator::Schedule::earliest,
+                                                   hopper_emulator::Schedule::latest,
+                                                   hopper_emulator::Schedule::random};
+    int number = 0;
+    for (const char *recipe : recipes)
+        for (const Shape &shape : {blocks, wide, odd}) {
+            const Fill fill = number % 5 == 1   ? Fill::wide
+                              : number % 5 == 3 ? Fill::zero_tokens
+                                                : Fill::gaussian;
+            run_case({recipe, shape, fill, {}}, schedules[number++ % 3]);
+        }
+    run_case({recipes[0], small, Fill::zeros, {}}, hopper_emulator::Schedule::latest);
+    run_case({recipes[5], small, Fill::zeros, {32, false, 10000}},
+             hopper_emulator::Schedule::earliest);
+}
+
 Test(hopper_pack, what_is_not_finite_is_reported_once)
 {
     const int32_t cu_seqlens[2] = {0, 4};
@@ -306,6 +336,9 @@ Test(hopper_pack, what_is_not_finite_is_reported_once)
     hr_device_packer_free(packer);
     cr_assert_eq(hr_recipe_parse("fp8:v.granularity=token", &recipe), HR_OK);
     cr_assert_eq(hr_device_packer_create(&options, &packer), HR_ERROR_UNSUPPORTED);
+    cr_assert_eq(hr_recipe_parse("fp8:k.granularity=block64", &recipe), HR_OK);
+    cr_assert_eq(hr_device_packer_create(&options, &packer), HR_ERROR_UNSUPPORTED);
+    cr_assert(strstr(hr_last_error(), "multiple of 128"), "%s", hr_last_error());
     cr_assert_eq(hr_recipe_parse("int8", &recipe), HR_OK);
     cr_assert_eq(hr_device_packer_create(&options, &packer), HR_ERROR_UNSUPPORTED);
     cr_assert(strstr(hr_last_error(), "k_mean"), "%s", hr_last_error());

@@ -36,7 +36,7 @@ static inline hr_operand_recipe operand_recipe(const hr_kernel_info *row, hr_dty
     operand.dynamic = granularity != HR_GRANULARITY_NONE;
     if (granularity == HR_GRANULARITY_BLOCK) operand.block = 48; /* divides no tile */
     if (operand.block && row->isa == HR_ISA_SM90 && dtype == HR_DTYPE_E4M3) operand.block = 128;
-    if (granularity == HR_GRANULARITY_GROUP) operand.block = 8;  /* divides every head_dim */
+    if (granularity == HR_GRANULARITY_GROUP) operand.block = 8; /* divides every head_dim */
     return operand;
 }
 

@@ -1,7 +1,7 @@
 /*
  * The contract of the fused packing kernel for NVIDIA Hopper: Q, K and V from BF16 to the codes and
- * scales that attention_sm90.h reads, in one launch, or in two where scales of E4M3 are dynamic:
- * the first finds them, for which it reads all of those operands.
+ * scales that attention_sm90.h reads, in one launch, or in two where scales are dynamic other than
+ * by token: the first finds them, for which it reads all of those operands.
  *
  *     x -> rope -> (lse_bias) -> subtract mean -> rotate -> scale -> encode -> lay out
  *
@@ -25,8 +25,9 @@ enum {
 
 typedef enum hr_sm90_pack_format {
     HR_SM90_PACK_BF16, /* no scale */
-    HR_SM90_PACK_E4M3, /* scales by tensor, head or channel, read; `dynamic`: found first */
-    HR_SM90_PACK_I8    /* a scale a token, found here and written */
+    HR_SM90_PACK_E4M3,
+    HR_SM90_PACK_I8,
+    HR_SM90_PACK_I8_BY_TOKEN /* a scale a token, found here and written */
 } hr_sm90_pack_format;
 
 typedef struct hr_sm90_pack_operand {
@@ -39,18 +40,25 @@ typedef struct hr_sm90_pack_operand {
     void *codes;
     int64_t head_bytes;
     /*
-     * E4M3: channel c of head h has scale[h * scale_head_stride + c * scale_channel_stride]. I8:
-     * token t of head h has scale[h * tokens + t], at least 2^-16 of the head's largest.
+     * Where tiles start with sequences, as those of V and of an operand with scales by block do:
+     * [batch + 1] tokens and tiles before a sequence; else NULL.
+     */
+    const int32_t *cu_seqlens, *tile_offset;
+    /*
+     * Channel c of head h has scale[h * scale_head_stride + c * scale_channel_stride]; by block,
+     * tile t has scale[h * scale_head_stride + tile_block[t]]; by token, token t has scale[h *
+     * tokens + t], at least 2^-16 of the head's largest.
      */
     float *scale;
     int64_t scale_head_stride, scale_channel_stride;
-    int32_t dynamic;          /* E4M3: scales are written, not given */
-    const float *mean;        /* [heads][head_dim] to subtract, or NULL */
-    const int32_t *positions; /* [tokens] rows of turns, or NULL: no rope */
-    int32_t rotate;           /* 1: by the Hadamard matrix and its signs */
+    const int32_t *tile_block; /* [tiles] or NULL: not by block */
+    int32_t dynamic;           /* other scales are written, not given */
+    const float *mean;         /* [heads][head_dim] to subtract, or NULL */
+    const int32_t *positions;  /* [tokens] rows of turns, or NULL: no rope */
+    int32_t rotate;            /* 1: by the Hadamard matrix and its signs */
     /*
-     * Zero before the first launch, and left zero. I8: [heads] each. E4M3 with dynamic scales:
-     * largest as scale, finished [heads].
+     * Zero before the first launch, and left zero. By token: [heads] each. Dynamic: largest as
+     * scale, finished [heads].
      */
     uint32_t *largest, *finished;
 } hr_sm90_pack_operand;
@@ -58,9 +66,8 @@ typedef struct hr_sm90_pack_operand {
 typedef struct hr_sm90_pack_args {
     hr_sm90_pack_operand q, k, v;
     int32_t head_dim, batch;
-    const int32_t *cu_seqlens_kv, *kv_tile_offset; /* [batch + 1] of v, as in hr_sm90_args */
-    const float *k_mean;                           /* [k.heads][head_dim] for lse_bias, or NULL */
-    float *lse_bias;                               /* [q.heads][q.tokens] or NULL */
+    const float *k_mean; /* [k.heads][head_dim] for lse_bias, or NULL */
+    float *lse_bias;     /* [q.heads][q.tokens] or NULL */
     /* Row p of turns: cosine and sine of every pair at position p, [rotary_dim]. */
     const float *turns;
     int32_t rotary_dim;  /* half-split: a multiple of 16 */
