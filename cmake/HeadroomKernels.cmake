@@ -33,7 +33,7 @@ headroom_isa_sources(HEADROOM_KERNEL_SOURCES ${kernel_files})
 # and seconds without optimization.
 if(HEADROOM_SANITIZE)
   set(decode_files ${kernel_files})
-  list(FILTER decode_files INCLUDE REGEX "_decode_avx512[a-z0-9]*\\.c$")
+  list(FILTER decode_files INCLUDE REGEX "_decode_avx[a-z0-9]*\\.c$")
   set_property(SOURCE ${decode_files} APPEND PROPERTY COMPILE_OPTIONS -O0)
 endif()
 file(GLOB quant_files CONFIGURE_DEPENDS quant/*.c)

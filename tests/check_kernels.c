@@ -23,7 +23,7 @@
 #include "dispatch.h"
 #include "isa.h"
 
-enum { ROWS_MAX = 64 };
+enum { ROWS_MAX = 128 };
 
 static uint64_t run_seed(void)
 {

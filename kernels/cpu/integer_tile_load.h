@@ -21,6 +21,18 @@ static void scale_by_power(float *x, int32_t count, int32_t exponent)
         x[j] = ldexpf(x[j], exponent);
 }
 
+/* The largest of numbers above 0: their bits are in the same order, and compilers vectorize that.
+ */
+static float largest_of(const float *x, int32_t count)
+{
+    int32_t largest = 0;
+    for (int32_t j = 0; j < count; j++) {
+        const int32_t bits = (int32_t)hr_integer_bits(x[j]);
+        largest = bits > largest ? bits : largest;
+    }
+    return hr_integer_float((uint32_t)largest);
+}
+
 /* The tokens' scales, and their exponent F or E. */
 static int32_t gather_scales(const task *t, const hr_kernel_operand *operand, int32_t count,
                              float scale[HR_INTEGER_TILE])
@@ -30,10 +42,7 @@ static int32_t gather_scales(const task *t, const hr_kernel_operand *operand, in
     else
         for (int32_t j = 0; j < count; j++)
             scale[j] = hr_integer_token_scale(operand, t->head_dim, t->first + j);
-    float largest = 0;
-    for (int32_t j = 0; j < count; j++)
-        largest = hr_integer_max(scale[j], largest);
-    return hr_integer_exponent(largest);
+    return hr_integer_exponent(largest_of(scale, count));
 }
 
 /* A_j and B_j of step 1 from r = r_j * (4096 / H), in packed order. */
@@ -57,13 +66,14 @@ static void prepare_tile(task *t, int32_t count)
 {
     const hr_kernel_args *args = t->args;
     tile_scales *tile = &t->tile;
-    float r[HR_INTEGER_TILE] = {0}, r_max = 0, r_min = INFINITY;
+    float r[HR_INTEGER_TILE] = {0};
     memset(tile->k, 0, sizeof tile->k);
     memset(tile->u, 0, sizeof tile->u);
     tile->f = gather_scales(t, &args->k, count, tile->k);
     tile->e = gather_scales(t, &args->v, count, r);
     scale_by_power(tile->k, count, -tile->f);
     scale_by_power(r, count, -tile->e);
+    const float r_min = 1 / largest_of(r, count);
     const float k_unit = hr_integer_power(-hr_integer_fraction(&args->k));
     for (int32_t j = 0; j < count; j++) {
         tile->k[j] = hr_integer_round22(tile->k[j]) * k_unit;
@@ -71,10 +81,7 @@ static void prepare_tile(task *t, int32_t count)
         tile->u[j] = fmaf(hr_integer_log2(w), -HR_INTEGER_OCTAVE, HR_INTEGER_OFFSET);
         r[j] = 1.0f / w;
     }
-    for (int32_t j = 0; j < count; j++) {
-        r_max = hr_integer_max(r[j], r_max);
-        r_min = r[j] < r_min ? r[j] : r_min;
-    }
+    const float r_max = largest_of(r, count);
     tile->even = r_max <= HR_INTEGER_EVEN * r_min;
     tile->wide = !tile->even && r_max <= HR_INTEGER_WIDE * r_min;
     tile->h = r_max;
