@@ -27,7 +27,9 @@ HR_DEVICE void produce(const CUtensorMap &q_map, const CUtensorMap &k_map, const
     Slot<T::STAGES> slot;
     uint32_t q_parity = 0;
     Work work;
-    for (int index = blockIdx.x; index < order.blocks * order.units; index += gridDim.x) {
+    bool odd = false;
+    for (int index = blockIdx.x; index < order.blocks * order.units;
+         index += next_item(odd), odd = !odd) {
         if (!find_work<T::KV>(args, order, index, work)) continue;
         if (work.tile_begin >= work.tile_end) continue;
 

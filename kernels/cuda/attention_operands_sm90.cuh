@@ -62,13 +62,10 @@ HR_DEVICE void pack_e4m3(Registers<S, N> &s, Registers<uint32_t, 4> (&p)[STEPS])
 #pragma unroll
     for (int step = 0; step < STEPS; step++)
 #pragma unroll
-        for (int r = 0; r < 4; r++) {
-            const uint32_t low = hopper::cvt_e4m3x2(as_float(s[element_of(step, r, 1)]),
-                                                    as_float(s[element_of(step, r, 0)]));
-            const uint32_t high = hopper::cvt_e4m3x2(as_float(s[element_of(step, r, 3)]),
-                                                     as_float(s[element_of(step, r, 2)]));
-            p[step][r] = hopper::prmt(low, high, 0x5410);
-        }
+        for (int r = 0; r < 4; r++)
+            p[step][r] = hopper::cvt_e4m3x4(
+                as_float(s[element_of(step, r, 0)]), as_float(s[element_of(step, r, 1)]),
+                as_float(s[element_of(step, r, 2)]), as_float(s[element_of(step, r, 3)]));
 }
 
 /* FP32 promotion: O = alpha O + R, columns [column, column + 2 N) of O. */

@@ -129,8 +129,15 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         return make_float2(1, 1);
     }
 
+    /* Does some row's mask cut `tile`? To be asked before S is waited for, as it takes a while. */
+    HR_DEVICE bool is_cut() const
+    {
+        const int4 limit = bounds();
+        return tile < limit.y || tile >= limit.z;
+    }
+
     /* Masks S of `tile` and makes it P, not yet packed. The tile's K is free then. */
-    HR_DEVICE float4 make_weights(Scores &s)
+    HR_DEVICE float4 make_weights(Scores &s, bool cut)
     {
         const uint32_t scales = base() + T::SCALES_AT + slot.stage() * T::SCALE_BYTES;
         const float cap = args.softcap * LOG2_E;
@@ -140,8 +147,7 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
             rows.scale[0] = factors.x, rows.scale[1] = factors.y;
             rows.bias[0] = factors.z, rows.bias[1] = factors.w;
         }
-        const int4 limit = bounds();
-        if (tile < limit.y || tile >= limit.z)
+        if (cut)
             mask_scores(s, hopper::load_shared<int4>(parked(LIMITS)),
                         tile * T::KV + 2 * quad_lane());
         if constexpr (OWN_MAXIMUM)
@@ -184,8 +190,9 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         Registers<typename Op::Product, Op::PROMOTE ? D / 2 : 2> r;
         Registers<uint32_t, 4> p[STEPS];
         issue_scores(s);
+        const bool first_cut = is_cut();
         wgmma_wait<0>(s);
-        const float4 first = make_weights(s);
+        const float4 first = make_weights(s, first_cut);
         if (OWN_MAXIMUM) store_shared(parked(TILE), first);
         Op::pack(s, p);
         while (tile >= bounds().x) {
@@ -198,9 +205,10 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
             else
                 issue_product(o, p, v, 0);
             give_turn();
+            const bool cut = is_cut();
             wgmma_wait<1>(s);
             float alpha[2] = {rows.alpha[0], rows.alpha[1]}, beta[2] = {};
-            const float4 own = make_weights(s);
+            const float4 own = make_weights(s, cut);
             if constexpr (Op::PROMOTE)
                 wgmma_wait<0>(r);
             else
@@ -255,8 +263,9 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
     /* S of `tile` to P. */
     HR_DEVICE void weigh(Scores &s, Registers<uint32_t, 4> (&p)[STEPS])
     {
+        const bool cut = is_cut();
         hopper::wgmma_wait<0>(s);
-        const float4 own = make_weights(s);
+        const float4 own = make_weights(s, cut);
         if (OWN_MAXIMUM) hopper::store_shared(parked(TILE), own);
         Op::pack(s, p);
     }
@@ -283,6 +292,42 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         add_products(o, p);
     }
 
+    /* Columns of O that are finished together: their scales are all loaded before one is used. */
+    static constexpr int FINISHED = 64;
+
+    /* V's scales of this thread's channels from `column` on; 1 where they are by block. */
+    HR_DEVICE void load_v_scales(const Work &work, int column, float (&scale)[FINISHED / 4])
+    {
+        const float *base = nullptr;
+        if (V_SCALED && args.v_scale.block == 0)
+            base = args.v_scale.base + work.kv_head * args.v_scale.head_stride;
+#pragma unroll
+        for (int i = 0; i < FINISHED / 4; i++) {
+            const int channel = column + 8 * (i / 2) + 2 * quad_lane() + i % 2;
+            scale[i] = 1;
+            if (base != nullptr && channel < args.head_dim)
+                scale[i] = base[channel * args.v_scale.stride];
+        }
+    }
+
+    /* Row half h of these columns to a row of the output that starts at `at`. */
+    template <bool BF16>
+    HR_DEVICE void store_row(int64_t at, Registers<float, D / 2> &o,
+                             const float (&scale)[FINISHED / 4], float factor, int column, int h)
+    {
+#pragma unroll
+        for (int j = 0; j < FINISHED / 8; j++) {
+            const int channel = column + 8 * j + 2 * quad_lane(), i = column / 2 + 4 * j + 2 * h;
+            const float x = o[i] * factor * scale[2 * j];
+            const float y = o[i + 1] * factor * scale[2 * j + 1];
+            if (channel >= args.head_dim) continue;
+            if (BF16)
+                *(uint32_t *)((uint16_t *)args.o + at + channel) = hopper::cvt_bf16x2(y, x);
+            else
+                *(float2 *)((float *)args.o + at + channel) = make_float2(x, y);
+        }
+    }
+
     /* O and LSE of this thread's rows, from registers: a quad writes 32 bytes (16 of BF16). */
     HR_DEVICE void store(const Work &work, Registers<float, D / 2> &o)
     {
@@ -296,34 +341,24 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
             if (args.lse != nullptr && quad_lane() == 0)
                 args.lse[token * args.lse_token_stride + work.head * args.lse_head_stride] = lse;
             const int64_t at = token * args.o_token_stride + work.head * args.o_head_stride;
-            const float *v_scale = nullptr;
-            if constexpr (V_SCALED) {
-                factor *= hopper::load_shared<float>(parked(V_UNIT));
-                if (args.v_scale.block == 0)
-                    v_scale = args.v_scale.base + work.kv_head * args.v_scale.head_stride;
-            }
+            if constexpr (V_SCALED) factor *= hopper::load_shared<float>(parked(V_UNIT));
 #pragma unroll
-            for (int j = 0; j < D / 8; j++) {
-                const int channel = 8 * j + 2 * quad_lane();
-                if (channel >= args.head_dim) continue;
-                float x = o[4 * j + 2 * h] * factor, y = o[4 * j + 2 * h + 1] * factor;
-                if (v_scale != nullptr) {
-                    x *= v_scale[channel * args.v_scale.stride];
-                    y *= v_scale[(channel + 1) * args.v_scale.stride];
-                }
+            for (int column = 0; column < D; column += FINISHED) {
+                float scale[FINISHED / 4];
+                load_v_scales(work, column, scale);
                 if (args.o_is_bf16)
-                    *(uint32_t *)((uint16_t *)args.o + at + channel) = hopper::cvt_bf16x2(y, x);
+                    store_row<true>(at, o, scale, factor, column, h);
                 else
-                    *(float2 *)((float *)args.o + at + channel) = make_float2(x, y);
+                    store_row<false>(at, o, scale, factor, column, h);
             }
         }
     }
 
     /* Parks what the main loop needs of an item. False: it has no keys. */
-    HR_DEVICE bool start(const Work &work, int index, uint32_t q_parity)
+    HR_DEVICE bool start(const Work &work, int index, bool odd, uint32_t q_parity)
     {
         const bool any_keys = work.tile_begin < work.tile_end;
-        const int resume = index << 1 | (int)(q_parity ^ (any_keys ? 1 : 0));
+        const int resume = index << 2 | (odd ? 2 : 0) | (int)(q_parity ^ (any_keys ? 1 : 0));
         int4 limits;
         row_range(args, work, work.row + row(), &limits.x, &limits.y);
         row_range(args, work, work.row + row() + 8, &limits.z, &limits.w);
@@ -352,14 +387,16 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
     {
         uint32_t q_parity = 0;
         if (consumer == CONSUMERS - 1) give_turn(); /* the first turn is consumer 0's */
-        for (int index = blockIdx.x; index < order.blocks * order.units; index += gridDim.x) {
+        bool odd = false;
+        for (int index = blockIdx.x; index < order.blocks * order.units;
+             index += next_item(odd), odd = !odd) {
             Work work;
             if (!find_work<T::KV>(args, order, index, work)) continue;
             Registers<float, D / 2> o;
 #pragma unroll
             for (int i = 0; i < D / 2; i++)
                 o[i] = 0;
-            if (start(work, index, q_parity)) {
+            if (start(work, index, odd, q_parity)) {
                 hopper::mbarrier_wait(base() + T::Q_FULL, q_parity);
                 if constexpr (T::OVERLAP)
                     run_overlapped(o);
@@ -368,7 +405,8 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
                 slot.count++;
             }
             const int resume = bounds().w; /* parked over the main loop */
-            index = resume >> 1;
+            index = resume >> 2;
+            odd = resume & 2;
             q_parity = resume & 1;
             find_work<T::KV>(args, order, index, work); /* again, not kept */
             if (OWN_MAXIMUM) {

@@ -1,11 +1,12 @@
 /*
  * The work of the Hopper attention kernels, cut and ordered: a work item is 128 query rows of one
  * head of one sequence and the tiles of keys that any of them sees. Blocks are persistent, one a
- * multiprocessor, and take every gridDim.x-th item.
+ * multiprocessor, and take one of every gridDim.x items.
  *
  * Items come in sections of heads whose K and V fit the L2 cache together. In a section the last
  * rows come first: under a causal mask those see most keys, and short items at the end even out
- * when blocks finish.
+ * when blocks finish. Every other round the blocks come in reverse order, or the first of them
+ * would get the longest item of every round.
  */
 #ifndef HEADROOM_ATTENTION_WORK_SM90_CUH
 #define HEADROOM_ATTENTION_WORK_SM90_CUH
@@ -51,6 +52,12 @@ HR_DEVICE void row_range(const hr_sm90_args &args, const Work &work, int i, int 
     *hi = args.window_right == INT32_MAX
               ? work.seqlen_kv
               : (int)min((int64_t)work.seqlen_kv, (int64_t)diagonal + args.window_right + 1);
+}
+
+/* What leads from this block's item of an even or odd round to that of the next. */
+HR_DEVICE int next_item(bool odd)
+{
+    return (int)(odd ? 2 * blockIdx.x + 1 : 2 * (gridDim.x - blockIdx.x) - 1);
 }
 
 /* False: this item has no rows, because its sequence is shorter than the longest one. */

@@ -519,6 +519,21 @@ HR_DEVICE uint32_t cvt_e4m3x2(float high, float low)
     return packed;
 }
 
+/* Two of them in one register, `a` lowest: ptxas lets the second write into the first's result. */
+HR_DEVICE uint32_t cvt_e4m3x4(float a, float b, float c, float d)
+{
+    uint32_t packed;
+    asm("{\n"
+        ".reg .b16 low, high;\n"
+        "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
+        "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+        "mov.b32 %0, {low, high};\n"
+        "}"
+        : "=r"(packed)
+        : "f"(a), "f"(b), "f"(c), "f"(d));
+    return packed;
+}
+
 /* "cvt", .rn.bf16x2 and .rn.f16x2: `high` in bits 16-31, `low` in bits 0-15. */
 HR_DEVICE uint32_t cvt_bf16x2(float high, float low)
 {

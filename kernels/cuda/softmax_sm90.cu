@@ -68,8 +68,8 @@ __global__ void __launch_bounds__(THREADS)
                 total += p[e];
             }
         }
-        *(uint32_t *)(weights + key) = cvt_e4m3x2(LARGEST_E4M3 * p[1], LARGEST_E4M3 * p[0]) |
-                                       cvt_e4m3x2(LARGEST_E4M3 * p[3], LARGEST_E4M3 * p[2]) << 16;
+        *(uint32_t *)(weights + key) = cvt_e4m3x4(LARGEST_E4M3 * p[0], LARGEST_E4M3 * p[1],
+                                                  LARGEST_E4M3 * p[2], LARGEST_E4M3 * p[3]);
     }
     total = combine<true>(base, total);
     if (thread > 0) return;

@@ -273,6 +273,7 @@ HR_WGMMA(wgmma_bf16, float, hopper_emulator::BF16)
 
 float ex2(float x);
 uint32_t cvt_e4m3x2(float high, float low);
+uint32_t cvt_e4m3x4(float a, float b, float c, float d);
 uint32_t cvt_bf16x2(float high, float low);
 uint32_t cvt_f16x2(float high, float low);
 uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector);

@@ -246,6 +246,10 @@ uint32_t cvt_e4m3x2(float high, float low)
 {
     return to_e4m3(high) << 8 | to_e4m3(low);
 }
+uint32_t cvt_e4m3x4(float a, float b, float c, float d)
+{
+    return cvt_e4m3x2(d, c) << 16 | cvt_e4m3x2(b, a);
+}
 uint32_t cvt_bf16x2(float high, float low)
 {
     return to_bf16(high) << 16 | to_bf16(low);
