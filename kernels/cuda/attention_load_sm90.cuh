@@ -27,9 +27,7 @@ HR_DEVICE void produce(const CUtensorMap &q_map, const CUtensorMap &k_map, const
     Slot<T::STAGES> slot;
     uint32_t q_parity = 0;
     Work work;
-    bool odd = false;
-    for (int index = blockIdx.x; index < order.blocks * order.units;
-         index += next_item(odd), odd = !odd) {
+    for (int index = blockIdx.x; index < order.items; index = next_item(order, index)) {
         if (!find_work<T::KV>(args, order, index, work)) continue;
         if (work.tile_begin >= work.tile_end) continue;
 

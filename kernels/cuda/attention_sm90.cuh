@@ -355,10 +355,10 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
     }
 
     /* Parks what the main loop needs of an item. False: it has no keys. */
-    HR_DEVICE bool start(const Work &work, int index, bool odd, uint32_t q_parity)
+    HR_DEVICE bool start(const Work &work, int index, uint32_t q_parity)
     {
         const bool any_keys = work.tile_begin < work.tile_end;
-        const int resume = index << 2 | (odd ? 2 : 0) | (int)(q_parity ^ (any_keys ? 1 : 0));
+        const int resume = index << 1 | (int)(q_parity ^ (any_keys ? 1 : 0));
         int4 limits;
         row_range(args, work, work.row + row(), &limits.x, &limits.y);
         row_range(args, work, work.row + row() + 8, &limits.z, &limits.w);
@@ -387,16 +387,14 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
     {
         uint32_t q_parity = 0;
         if (consumer == CONSUMERS - 1) give_turn(); /* the first turn is consumer 0's */
-        bool odd = false;
-        for (int index = blockIdx.x; index < order.blocks * order.units;
-             index += next_item(odd), odd = !odd) {
+        for (int index = blockIdx.x; index < order.items; index = next_item(order, index)) {
             Work work;
             if (!find_work<T::KV>(args, order, index, work)) continue;
             Registers<float, D / 2> o;
 #pragma unroll
             for (int i = 0; i < D / 2; i++)
                 o[i] = 0;
-            if (start(work, index, odd, q_parity)) {
+            if (start(work, index, q_parity)) {
                 hopper::mbarrier_wait(base() + T::Q_FULL, q_parity);
                 if constexpr (T::OVERLAP)
                     run_overlapped(o);
@@ -405,8 +403,7 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
                 slot.count++;
             }
             const int resume = bounds().w; /* parked over the main loop */
-            index = resume >> 2;
-            odd = resume & 2;
+            index = resume >> 1;
             q_parity = resume & 1;
             find_work<T::KV>(args, order, index, work); /* again, not kept */
             if (OWN_MAXIMUM) {
@@ -477,8 +474,7 @@ template <Recipe RECIPE, int D, bool SOFTCAP> cudaError_t launch_tile(const hr_s
 {
     using T = Tile<RECIPE, D, SOFTCAP>;
     const Order order = order_work(args, T::ELEMENT);
-    const int items = order.blocks * order.units;
-    if (items == 0) return cudaSuccess;
+    if (order.items == 0) return cudaSuccess;
     CUtensorMap q_map, k_map, v_map;
     cudaError_t error = map_rows(&q_map, args.q, args, args.total_q, args.num_heads,
                                  args.q_head_bytes, T::Q, T::ELEMENT);
@@ -490,7 +486,7 @@ template <Recipe RECIPE, int D, bool SOFTCAP> cudaError_t launch_tile(const hr_s
     if (error == cudaSuccess && args.total_kv > 0)
         error = map_values(&v_map, args, T::V, T::ELEMENT);
     if (error != cudaSuccess) return error;
-    const int blocks = items < args.multiprocessors ? items : args.multiprocessors;
+    const int blocks = order.items < args.multiprocessors ? order.items : args.multiprocessors;
     return hopper::launch(attention_kernel<RECIPE, D, SOFTCAP>, dim3(blocks), dim3(THREADS),
                           T::SHARED_BYTES, (cudaStream_t)args.stream, q_map, k_map, v_map, args,
                           order);
