@@ -40,10 +40,13 @@ set(HEADROOM_CUDA_FOUND TRUE)
 message(STATUS "CUDA ${CUDAToolkit_VERSION}: kernels for sm_90a are built")
 if(HEADROOM_CUDA_SOURCES)
   add_library(headroom_cuda_objects OBJECT ${HEADROOM_CUDA_SOURCES})
+  # What ptxas only informs of, and would cost most of the speed, fails the build as well.
+  set(guarded_nvcc sh ${PROJECT_SOURCE_DIR}/cmake/nvcc_guard.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
   set_target_properties(headroom_cuda_objects PROPERTIES
     POSITION_INDEPENDENT_CODE ON
     CUDA_STANDARD 17
-    CUDA_VISIBILITY_PRESET hidden)
+    CUDA_VISIBILITY_PRESET hidden
+    CUDA_COMPILER_LAUNCHER "${guarded_nvcc}")
   target_include_directories(headroom_cuda_objects PRIVATE include quant kernels)
   target_include_directories(headroom_cuda_objects SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_compile_options(headroom_cuda_objects PRIVATE

@@ -29,6 +29,15 @@ if [ "$functions" -ne 19 ] || [ "$clean" -ne "$functions" ] || grep -qE 'seriali
     exit 1
 fi
 
+# A build refuses kernels that ptxas only informs about.
+if sh cmake/nvcc_guard.sh nvcc -std=c++17 -Ikernels/cuda -gencode=arch=compute_90a,code=sm_90a -cubin \
+    -o "$work/serialized.cubin" tests/cuda/hopper_serialized.cu 2>"$work/guard" ||
+    ! grep -q 'serialized due to' "$work/guard"; then
+    cat "$work/guard"
+    echo "FAIL: cmake/nvcc_guard.sh lets serialized wgmma pass" >&2
+    exit 1
+fi
+
 if ! command -v cuobjdump >/dev/null || ! command -v nvdisasm >/dev/null; then
     echo "no cuobjdump and nvdisasm: the SASS was not read"
     exit 0
