@@ -5,6 +5,13 @@ import json
 import sys
 
 
+# Of the hundreds that sections have; what a version of ncu lacks is not shown.
+SHOWN = ("gpu__time_duration.sum", "sm__throughput.avg.pct", "gpu__dram_throughput.avg.pct",
+         "sm__inst_issued.avg.pct", "sm__issue_active", "sm__inst_executed_pipe_tensor",
+         "sm__inst_executed_pipe_xu", "sm__inst_executed_pipe_alu", "sm__inst_executed_pipe_fma",
+         "sm__pipe_tensor", "launch__registers_per_thread")
+
+
 def read_launches(lines):
     """Skips what the profiled program and ncu print before the table; its second row has units."""
     table = [line for line in lines if line.startswith('"')]
@@ -35,7 +42,7 @@ def main():
         json.dump(document, file, indent=1)
     for launch in document["launches"]:
         metrics = launch["metrics"]
-        print(launch["kernel"][:60], {n.split(".")[0]: v for n, v in metrics.items()})
+        print(launch["kernel"][:60], {n: v for n, v in metrics.items() if n.startswith(SHOWN)})
 
 
 if __name__ == "__main__":
