@@ -3,6 +3,7 @@
 ncu's CSV."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -50,6 +51,46 @@ class GpuBench(unittest.TestCase):
                   "--bundle", self.folder / "none")
         self.assertEqual(ran.returncode, 1)
         self.assertRegex(ran.stdout, r"FAILED +\d+ s  check")
+
+    def test_one_failure_keeps_the_rest(self):
+        """Programs that a GPU machine has are pretended: one recipe's check fails, one sanitizer
+        says nothing, and the benchmark is stopped after it wrote some cases."""
+        tree, out, tools = (self.folder / name for name in ("tree", "out", "tools"))
+        programs = {"build/gpu-run/test_device": "", "build/gpu-run/check_device": "",
+                    "build/gpu-run/check_kernels": 'echo "$HEADROOM_FILTER"; [ "$HEADROOM_FILTER" '
+                                                   '!= attention_int8_sm90 ]',
+                    "build/gpu-run/headroom": "exit 3"}
+        stubs = {"nvidia-smi": "echo pretended", "ncu": f"cat <<'CSV'\n{NCU}CSV",
+                 "compute-sanitizer": '[ $2 = racecheck ] || echo "========= ERROR SUMMARY: 0 '
+                                      'errors ($2)"'}
+        for folder, files in [(tree, programs), (tools, stubs)]:
+            for name, text in files.items():
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(f"#!/bin/sh\n{text}\n")
+                path.chmod(0o755)
+        (tree / "bench").mkdir()
+        for name in ("gpu.sh", "gpu_ncu.py"):
+            shutil.copy(BENCH / name, tree / "bench")
+        (tree / "bench" / "gpu_peers.py").write_text(
+            "import subprocess, sys\n"
+            f"real = [sys.executable, {str(BENCH / 'gpu_peers.py')!r}]\n"
+            "if '--table' in sys.argv:\n"
+            "    sys.exit(subprocess.run(real + sys.argv[1:]).returncode)\n"
+            "out = sys.argv[sys.argv.index('--out') + 1]\n"
+            "subprocess.run(real + ['--dry-run', '--out', out], check=True)\n"
+            "sys.exit('stopped')\n")
+        ran = subprocess.run(["bash", tree / "bench" / "gpu.sh", "--stages",
+                              "check,bench,ncu,sanitize", "--out", out], capture_output=True,
+                             text=True, env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"})
+        self.assertEqual(ran.returncode, 1, ran.stdout)
+        for line in ("attention_bf16_sm90", "FAILED", "ERROR SUMMARY: 0 errors (synccheck)"):
+            self.assertIn(line, ran.stdout)
+        for stage, outcome in [("check", "FAILED"), ("bench", "FAILED"), ("ncu", "ok"),
+                               ("sanitize", "ok")]:
+            self.assertRegex(ran.stdout, rf"{outcome} +\d+ s  {stage}")
+        self.assertIn("TFLOP/s, head_dim 256", ran.stdout.split("=== summary")[1])
+        self.assertEqual(len(json.loads((out / "ncu.json").read_text())["launches"]), 2)
 
     def test_dry_run(self):
         out = self.folder / "gpu.json"
