@@ -9,7 +9,8 @@
 #
 #   --stages LIST    of build,check,bench,ncu,sanitize, which is the default
 #   --bundle FOLDER  what pack made (default build/gpu-bundle)
-#   --out FOLDER     where JSON and logs go (default $OUT, else bench/results)
+#   --out FOLDER     where gpu.json, ncu.json, audit.json, table.txt and logs.tar.gz go (default $OUT,
+#                    else bench/results)
 #   --quick          fewer shapes and repeats
 #
 # Every stage has its own limit and all together end within 9 minutes; one that fails is reported and
@@ -128,12 +129,13 @@ PYTHON
 
 # An audit on the GPU: the FP32 reference must be right, and so must cuBLASLt's baseline if it ran.
 check_audit() {
-    local recording=$out/audit.safetensors library
+    local recording=$logs/audit.safetensors library
     library=$(find_cublaslt)
     [ -z "$library" ] || export HEADROOM_CUBLASLT=$library
     build/gpu-run/headroom synth gaussian --heads 4 --head-dim 128 --tokens 2048 -o "$recording" &&
-        build/gpu-run/headroom audit "$recording" --device cuda -o "$out/audit" &&
-        python3 - "$out/audit/report.json" <<'PYTHON'
+        build/gpu-run/headroom audit "$recording" --device cuda -o "$logs/audit" &&
+        cp "$logs/audit/report.json" "$out/audit.json" && rm "$recording" &&
+        python3 - "$out/audit.json" <<'PYTHON'
 import json, sys
 limits = {"fp32-reference": 1e-4, "cublaslt-fp8": 0.1}
 for row in json.load(open(sys.argv[1]))["baselines"]:
@@ -165,8 +167,8 @@ stage_sanitize() {
         echo "-- $tool"
         timeout --kill-after=5 35 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 \
             build/gpu-run/headroom bench --device cuda --head-dim 64,128,256 --seqlen-q 200 \
-            --heads 2 --repeats 1 >"$out/$tool.log" 2>&1 || failed=1
-        grep -E 'SUMMARY|=========.*(Error|hazard|Invalid)' "$out/$tool.log" | head -5 || true
+            --heads 2 --repeats 1 >"$logs/$tool.log" 2>&1 || failed=1
+        grep -E 'SUMMARY|=========.*(Error|hazard|Invalid)' "$logs/$tool.log" | head -5 || true
     done
     return $failed
 }
@@ -185,11 +187,16 @@ stage_bench() {
 
 # Sections rather than metrics: ncu refuses to run for one name that it does not know.
 stage_ncu() {
-    ncu --clock-control none --csv --page raw --section SpeedOfLight --section LaunchStats \
-        --section ComputeWorkloadAnalysis --section MemoryWorkloadAnalysis --section SchedulerStats \
-        --section WarpStateStats --kernel-name regex:attention --launch-skip 1 --launch-count 8 build/gpu-run/headroom bench --device cuda \
-        --head-dim 128 --seqlen-q 4096 --heads 16 --mask full --repeats 1 >"$out/ncu.csv"
-    python3 bench/gpu_ncu.py "$out/ncu.csv" "$out/ncu.json"
+    local recipe
+    for recipe in fp8 int8 int8_fp8; do
+        ncu --clock-control none --csv --page raw --section SpeedOfLight --section LaunchStats \
+            --section ComputeWorkloadAnalysis --section MemoryWorkloadAnalysis \
+            --section SchedulerStats --section WarpStateStats --kernel-name regex:attention \
+            --launch-skip 1 --launch-count 1 build/gpu-run/headroom bench --device cuda \
+            --filter "attention_${recipe}_sm90/*" --head-dim 128 --seqlen-q 4096 --heads 16 \
+            --mask full --repeats 1 >"$logs/ncu-$recipe.csv"
+    done
+    python3 bench/gpu_ncu.py "$logs"/ncu-*.csv "$out/ncu.json"
 }
 
 declare -A limits=([build]=230 [check]=150 [bench]=200 [ncu]=60 [sanitize]=110)
@@ -209,9 +216,10 @@ run_stage() {
     fi
     outcome=ok
     printf '\n=== %s\n' "$name"
-    timeout --kill-after=5 "$limit" bash -euo pipefail -c "stage_$name" >"$out/$name.log" 2>&1 ||
+    timeout --kill-after=5 "$limit" bash -euo pipefail -c "stage_$name" >"$logs/$name.log" 2>&1 ||
         outcome=FAILED
-    tail -25 "$out/$name.log"
+    tail -25 "$logs/$name.log"
+    tar -C "$logs" -czf "$out/logs.tar.gz" . || true
     [ $outcome = ok ] || failed=1
     summary+=("$(printf '%-7s %4d s  %s' $outcome $((SECONDS - begin)) "$name")")
 }
@@ -250,13 +258,15 @@ for stage in "${wanted[@]}"; do
         { echo "gpu.sh: no stage \"$stage\"; stages are build,check,bench,ncu,sanitize" >&2 && exit 2; }
 done
 
-mkdir -p "$out"
+logs=$PWD/build/gpu-logs
+rm -rf "$logs"
+mkdir -p "$out" "$logs"
 bundle=$(realpath -m "$bundle")
 out=$(realpath "$out")
 root=$bundle/root/usr
 PATH=$PATH:/usr/local/cuda/bin
 export LD_LIBRARY_PATH=$PWD/build/gpu-run${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-export bundle out root quick limit_of_bench PATH
+export bundle out logs root quick limit_of_bench PATH
 export -f source_hash build_tree collect stage_build run_test find_cublaslt check_audit stage_check stage_sanitize stage_bench stage_ncu
 
 summary=()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""gpu_ncu.py IN.csv OUT.json: ncu's raw CSV page as a JSON list, one object a launch."""
+"""gpu_ncu.py IN.csv... OUT.json: ncu's raw CSV pages as a JSON list, one object a launch."""
 import csv
 import json
 import sys
@@ -34,11 +34,15 @@ def read_launches(lines):
 
 
 def main():
-    if len(sys.argv) != 3:
+    if len(sys.argv) < 3:
         raise SystemExit(__doc__)
-    with open(sys.argv[1]) as file:
-        document = read_launches(file.read().splitlines())
-    with open(sys.argv[2], "w") as file:
+    document = {"units": {}, "launches": []}
+    for path in sys.argv[1:-1]:
+        with open(path) as file:
+            page = read_launches(file.read().splitlines())
+        document["units"].update(page["units"])
+        document["launches"] += page["launches"]
+    with open(sys.argv[-1], "w") as file:
         json.dump(document, file, indent=1)
     for launch in document["launches"]:
         metrics = launch["metrics"]

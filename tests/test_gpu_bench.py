@@ -90,7 +90,9 @@ class GpuBench(unittest.TestCase):
                                ("sanitize", "ok")]:
             self.assertRegex(ran.stdout, rf"{outcome} +\d+ s  {stage}")
         self.assertIn("TFLOP/s, head_dim 256", ran.stdout.split("=== summary")[1])
-        self.assertEqual(len(json.loads((out / "ncu.json").read_text())["launches"]), 2)
+        self.assertEqual(len(json.loads((out / "ncu.json").read_text())["launches"]), 6)
+        self.assertEqual(sorted(path.name for path in out.iterdir()),
+                         ["gpu.json", "logs.tar.gz", "ncu.json", "table.txt"])
 
     def test_dry_run(self):
         out = self.folder / "gpu.json"
