@@ -165,7 +165,7 @@ stage_sanitize() {
     local tool failed=0
     for tool in memcheck racecheck synccheck; do
         echo "-- $tool"
-        timeout --kill-after=5 35 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 \
+        timeout --kill-after=5 42 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 \
             build/gpu-run/headroom bench --device cuda --head-dim 64,128,256 --seqlen-q 200 \
             --heads 2 --repeats 1 >"$logs/$tool.log" 2>&1 || failed=1
         grep -E 'SUMMARY|=========.*(Error|hazard|Invalid)' "$logs/$tool.log" | head -5 || true
@@ -186,20 +186,21 @@ stage_bench() {
 }
 
 # Sections rather than metrics: ncu refuses to run for one name that it does not know.
+# The first ten launches of headroom bench are of the small problem that it checks.
 stage_ncu() {
     local recipe
     for recipe in fp8 int8 int8_fp8; do
         ncu --clock-control none --csv --page raw --section SpeedOfLight --section LaunchStats \
             --section ComputeWorkloadAnalysis --section MemoryWorkloadAnalysis \
             --section SchedulerStats --section WarpStateStats --kernel-name regex:attention \
-            --launch-skip 1 --launch-count 1 build/gpu-run/headroom bench --device cuda \
+            --launch-skip 12 --launch-count 1 build/gpu-run/headroom bench --device cuda \
             --filter "attention_${recipe}_sm90/*" --head-dim 128 --seqlen-q 4096 --heads 16 \
             --mask full --repeats 1 >"$logs/ncu-$recipe.csv"
     done
     python3 bench/gpu_ncu.py "$logs"/ncu-*.csv "$out/ncu.json"
 }
 
-declare -A limits=([build]=230 [check]=150 [bench]=200 [ncu]=60 [sanitize]=110)
+declare -A limits=([build]=230 [check]=150 [bench]=200 [ncu]=60 [sanitize]=130)
 limit_of_bench=${limits[bench]}
 whole=540
 
