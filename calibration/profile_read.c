@@ -3,6 +3,7 @@
  * headroom/calibration.h lists, every layer complete and consistent in its shapes, every value in
  * range, every scale of a tensor-granular operand the same, every metadata string well formed.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
@@ -261,9 +262,12 @@ static hr_status read_warnings(const hr_safetensors *file, hr_profile *profile)
 {
     const char *text;
     HR_TRY(metadata(file, "headroom.warnings", &text));
+    errno = 0;
     json_t *array = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
     hr_status status = HR_OK;
-    if (!json_is_array(array))
+    if (errno == ENOMEM)
+        status = hr_fail(HR_ERROR_OUT_OF_MEMORY, "cannot allocate the warnings");
+    else if (!json_is_array(array))
         status = hr_fail(HR_ERROR_FORMAT, "metadata headroom.warnings is not a JSON array");
     for (size_t i = 0; status == HR_OK && i < json_array_size(array); i++) {
         const char *warning = json_string_value(json_array_get(array, i));

@@ -18,7 +18,8 @@
 
 static hr_status fail_system(const char *path, const char *action)
 {
-    return hr_fail(HR_ERROR_IO, "%s: cannot %s: %s", path, action, strerror(errno));
+    return hr_fail(errno == ENOMEM ? HR_ERROR_OUT_OF_MEMORY : HR_ERROR_IO, "%s: cannot %s: %s",
+                   path, action, strerror(errno));
 }
 
 /* What the rename will replace: path itself, or where it points when it is a symbolic link. */

@@ -3,6 +3,7 @@
  */
 #include "metadata.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <math.h>
 #include <string.h>
@@ -14,8 +15,9 @@ static const char softmax_scale_key[] = "headroom.softmax_scale";
 
 bool hr_number_parse(const char *text, double *out)
 {
+    errno = 0;
     json_t *number = text ? json_loads(text, JSON_DECODE_ANY, NULL) : NULL;
-    bool valid = json_is_number(number);
+    bool valid = json_is_number(number) && errno != ENOMEM;
     if (valid) *out = json_number_value(number);
     json_decref(number);
     return valid;
@@ -42,6 +44,8 @@ hr_status hr_metadata_softmax_scale(const hr_safetensors *file, float *out)
     double value = 0;
     if (!text) return hr_fail(HR_ERROR_FORMAT, "metadata %s is missing", softmax_scale_key);
     float scale = hr_number_parse(text, &value) ? (float)value : 0;
+    if (scale == 0 && errno == ENOMEM)
+        return hr_fail(HR_ERROR_OUT_OF_MEMORY, "cannot allocate a number");
     if (!(scale > 0 && isfinite(scale)))
         return hr_fail(HR_ERROR_FORMAT, "metadata %s is \"%s\"; a finite number > 0 is accepted",
                        softmax_scale_key, hr_print(text).text);

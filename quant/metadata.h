@@ -12,7 +12,10 @@
 
 enum { HR_NUMBER_BYTES = 32 };
 
-/* A JSON number; false for anything else (nan, hexadecimal, text after it, NULL). */
+/*
+ * A JSON number; false for anything else (nan, hexadecimal, text after it, NULL), and with errno
+ * ENOMEM where memory ran out.
+ */
 bool hr_number_parse(const char *text, double *out);
 
 /* As printf("%.<digits>g") in the C locale; value is finite, digits in 1 .. 17. */

@@ -115,8 +115,10 @@ static hr_status parse_header(hr_safetensors *file)
     if (length == 0 || text[0] != '{')
         return hr_fail(HR_ERROR_FORMAT, "the header does not begin with '{': not safetensors");
     json_error_t error = {.text = ""};
+    /* jansson has no words for a failed allocation, or calls it a wrong token. */
+    errno = 0;
     file->header = json_loadb(text, (size_t)length, JSON_REJECT_DUPLICATES, &error);
-    if (!file->header && !*error.text) /* jansson has no words for a failed allocation */
+    if (errno == ENOMEM || (!file->header && !*error.text))
         return hr_fail(HR_ERROR_OUT_OF_MEMORY, "no memory to parse a header of %llu bytes",
                        (unsigned long long)length);
     if (!file->header)

@@ -5,6 +5,7 @@
  * of 64; tensors are ordered by descending element size (stable), so that every tensor starts at a
  * multiple of its element.
  */
+#include <errno.h>
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -137,8 +138,10 @@ static hr_status add(hr_safetensors_writer *writer, const char *name, item next)
     }
     next.name = strdup(name);
     if (!next.name) return hr_fail(HR_ERROR_OUT_OF_MEMORY, "cannot copy the name");
+    errno = 0; /* jansson does not say which of the two it was */
     if (json_object_set_new(writer->names, name, json_true()) != 0) {
         free(next.name);
+        if (errno == ENOMEM) return hr_fail(HR_ERROR_OUT_OF_MEMORY, "cannot note the name");
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "is not a UTF-8 name");
     }
     writer->items[writer->count++] = next;
@@ -178,10 +181,11 @@ hr_status hr_safetensors_set_metadata(hr_safetensors_writer *writer, const char 
 {
     if (!writer || !key || !value)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "writer, key or value is NULL");
-    if (json_object_set_new(writer->metadata, key, json_string(value)) != 0)
-        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "metadata \"%s\": key or value is not UTF-8",
-                       hr_print(key).text);
-    return HR_OK;
+    errno = 0; /* as above */
+    if (json_object_set_new(writer->metadata, key, json_string(value)) == 0) return HR_OK;
+    if (errno == ENOMEM) return hr_fail(HR_ERROR_OUT_OF_MEMORY, "cannot allocate the metadata");
+    return hr_fail(HR_ERROR_INVALID_ARGUMENT, "metadata \"%s\": key or value is not UTF-8",
+                   hr_print(key).text);
 }
 
 /* Calls visit for every item in file order: descending element size, then order of addition. */
@@ -215,10 +219,11 @@ static hr_status describe_in_header(const item *at, void *context)
                                     "shape", shape, "data_offsets", state->offset, end);
     state->offset = end;
     /* Any allocation that failed above ends here: a short shape array would be a wrong header. */
-    if (!description ||
-        json_array_size(json_object_get(description, "shape")) != (size_t)at->tensor.ndim ||
-        json_object_set_new(state->header, at->name, description) != 0)
-        return hr_fail(HR_ERROR_OUT_OF_MEMORY, "cannot build the JSON header");
+    const bool whole =
+        json_array_size(json_object_get(description, "shape")) == (size_t)at->tensor.ndim;
+    const bool added = whole && json_object_set(state->header, at->name, description) == 0;
+    json_decref(description);
+    if (!added) return hr_fail(HR_ERROR_OUT_OF_MEMORY, "cannot build the JSON header");
     return HR_OK;
 }
 
@@ -233,7 +238,9 @@ static hr_status make_header(const hr_safetensors_writer *writer, char **text, s
         status = hr_fail(HR_ERROR_OUT_OF_MEMORY, "cannot build the JSON header");
     if (status == HR_OK) status = visit_in_order(writer, describe_in_header, &state);
     size_t length = status == HR_OK ? json_dumpb(state.header, NULL, 0, JSON_COMPACT) : 0;
-    if (status == HR_OK && (length == 0 || length > MAX_HEADER_BYTES - DATA_ALIGNMENT))
+    if (status == HR_OK && length == 0)
+        status = hr_fail(HR_ERROR_OUT_OF_MEMORY, "cannot print the JSON header");
+    if (status == HR_OK && length > MAX_HEADER_BYTES - DATA_ALIGNMENT)
         status = hr_fail(HR_ERROR_INVALID_ARGUMENT,
                          "the header would take %zu bytes; at most %d are accepted", length,
                          MAX_HEADER_BYTES - DATA_ALIGNMENT);
