@@ -250,6 +250,10 @@ Test(device, packs_and_attends_as_the_host_does)
         {"int8-fp8:v.scale=static", 128, half, 0.0625},
         {"int8-fp8", 64, none, 0.0625},
         {"fp8:qkv.scale=dynamic", 128, half, 0.0625},
+        {"fp8:qkv.granularity=block128", 128, half, 0.0625},
+        {"fp8:q.granularity=block256,kv.granularity=block128", 256, none, 0.0625},
+        {"int8:qkv.granularity=block128", 64, none, 0.03},
+        {"int8-fp8:qk.granularity=head,qk.scale=dynamic,v.granularity=block128", 128, none, 0.0625},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         check_case(&cases[i]);

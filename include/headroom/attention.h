@@ -351,9 +351,10 @@ HR_API hr_status hr_plan_run_tensors(hr_plan *plan, const hr_plan_tensors *tenso
  * Packing on a GPU: Q, K and V in BF16 to what the GPU's kernels read (Q and K in HR_LAYOUT_ROWS, V
  * in HR_LAYOUT_SM90_V) in one launch, with the same codes and scales, bit for bit, as hr_pack_layer
  * makes of the same values; lse_bias may differ in its last bit. Takes operands in BF16, in I8 with
- * dynamic scales per token, and in E4M3 with static scales per tensor, head or channel; head_dim a
- * multiple of 16; HR_ERROR_UNSUPPORTED names anything else. Made for the shapes and rope of a
- * problem and used for any number of runs, which allocate nothing.
+ * scales per tensor, head, token or block, and in E4M3 with scales per tensor, head, channel or
+ * block, blocks being a multiple of 128 tokens; head_dim a multiple of 16; HR_ERROR_UNSUPPORTED
+ * names anything else. Dynamic scales other than per token take a second launch. Made for the
+ * shapes and rope of a problem and used for any number of runs, which allocate nothing.
  */
 typedef struct hr_device_packer hr_device_packer; /* opaque */
 
@@ -370,7 +371,7 @@ HR_API hr_status hr_device_packer_create(const hr_device_pack_options *options,
                                          hr_device_packer **out) HR_NODISCARD;
 HR_API void hr_device_packer_free(hr_device_packer *packer);
 
-/* Queues one launch. q, k, v: BF16 on the GPU, 16-byte aligned, strides multiples of 8 but the
+/* Queues the launches. q, k, v: BF16 on the GPU, 16-byte aligned, strides multiples of 8 but the
  * last, which is 1. */
 HR_API hr_status hr_device_packer_run(hr_device_packer *packer, const hr_tensor *q,
                                       const hr_tensor *k, const hr_tensor *v) HR_NODISCARD;

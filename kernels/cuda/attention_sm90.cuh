@@ -238,8 +238,10 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         release(base() + T::V_EMPTY + 8 * slot.stage());
     }
 
+    /* Most tiles raise no row's maximum: then alpha is exactly 1, and a warp skips the products. */
     HR_DEVICE void scale_output(Registers<float, D / 2> &o)
     {
+        if (!__any_sync(0xFFFFFFFFu, rows.alpha[0] != 1 || rows.alpha[1] != 1)) return;
 #pragma unroll
         for (int i = 0; i < D / 2; i++)
             o[i] *= rows.alpha[half_of(i)];
