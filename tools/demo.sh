@@ -12,9 +12,14 @@ if [ $# -ne 3 ]; then
 fi
 headroom=$1 recording=$2 folder=$3
 
+# step COMMAND...: shows it as one would type it, and runs it.
 step() {
+    local word
     printf '\n$'
-    printf ' %q' "$@"
+    for word in "$@"; do
+        [[ $word =~ ^[A-Za-z0-9_./:,=%+-]+$ ]] || word=${word@Q}
+        printf ' %s' "$word"
+    done
     printf '\n'
     "$@"
 }
