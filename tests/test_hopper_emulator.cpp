@@ -333,6 +333,15 @@ Test(hopper_emulator, wgmma)
     cr_expect(report().has(Kind::divergence));
 }
 
+static __global__ void overflowing(uint64_t more)
+{
+    Registers<int32_t, 16> d;
+    (void)zeros();
+    wgmma_fence();
+    const uint64_t b = matrix_descriptor(shared_base(), 128, 256, Swizzle::none);
+    wgmma_s8(d, matrix_descriptor(shared_base(), Swizzle::b128) + more, b, false);
+}
+
 static __global__ void misaligned(uint32_t offset)
 {
     Registers<int32_t, 16> d;
@@ -346,6 +355,27 @@ Test(hopper_emulator, descriptors)
 {
     expect(Kind::invalid_argument, "operand A starts at", misaligned, 128, 128u);
     expect(Kind::invalid_argument, "operand A starts at", misaligned, 128, 16u);
+    expect(Kind::invalid_argument, "operand A has bits between", overflowing, 128, 1ull << 14);
+}
+
+static __global__ void many_bytes(uint32_t bytes)
+{
+    if (threadIdx.x > 0) return;
+    mbarrier_init(shared_base(), 2);
+    mbarrier_arrive_expect_tx(shared_base(), 1);
+    mbarrier_arrive_expect_tx(shared_base(), bytes);
+}
+
+Test(hopper_emulator, limits_of_the_hardware)
+{
+    expect(Kind::invalid_argument, "a phase counts at most 1048575 bytes", many_bytes, 32,
+           (1u << 20) - 1);
+    const auto launch = [](dim3 grid, dim3 block) {
+        return hopper::launch(unwritten, grid, block, 4096, nullptr);
+    };
+    cr_expect(launch(dim3(1, 65536), dim3(32)) == cudaErrorInvalidValue);
+    cr_expect(launch(dim3(1), dim3(1, 1, 65)) == cudaErrorInvalidValue);
+    cr_expect(launch(dim3(1), dim3(1025)) == cudaErrorInvalidValue);
 }
 
 /* ---- Bulk copies ---- */

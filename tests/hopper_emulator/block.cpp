@@ -248,7 +248,9 @@ cudaError_t run(dim3 grid, dim3 size, size_t shared_bytes, const std::function<v
     static FiberStacks stacks;
     clear_report();
     const uint64_t threads = (uint64_t)size.x * size.y * size.z;
-    if (threads == 0 || threads > 1024 || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
+    constexpr unsigned MOST_X = 0x7FFFFFFF, MOST_YZ = 65535, MOST_BLOCK_Z = 64;
+    if (threads == 0 || threads > 1024 || size.z > MOST_BLOCK_Z || grid.x == 0 || grid.y == 0 ||
+        grid.z == 0 || grid.x > MOST_X || grid.y > MOST_YZ || grid.z > MOST_YZ ||
         shared_bytes > SharedMemory::LIMIT)
         return cudaErrorInvalidValue;
     stacks.reserve(threads);

@@ -23,6 +23,9 @@ bool is_complete(const Mbarrier &mbarrier, uint32_t parity)
     return (mbarrier.phase & 1) != parity;
 }
 
+/* "Contents of the mbarrier object": the tx-count's range. */
+constexpr int64_t MOST_BYTES = (1 << 20) - 1;
+
 void arrive(uint32_t address, uint32_t bytes, Position at)
 {
     Mbarrier &mbarrier = find_mbarrier(address, false, at);
@@ -34,6 +37,10 @@ void arrive(uint32_t address, uint32_t bytes, Position at)
         return;
     }
     mbarrier.bytes += bytes;
+    if (mbarrier.bytes > MOST_BYTES)
+        stop(Kind::invalid_argument, at,
+             "a phase counts at most " + std::to_string(MOST_BYTES) + " bytes, not " +
+                 std::to_string(mbarrier.bytes));
     pass_knowledge(*thread, mbarrier.knowledge);
     mbarrier.pending--;
     complete_phase_if_done(mbarrier);

@@ -48,6 +48,12 @@ void check_descriptor(uint64_t descriptor, const char *operand, Position at)
     const uint32_t start = (uint32_t)(descriptor & 0x3FFF) << 4;
     const auto swizzle = (hopper::Swizzle)(descriptor >> 62);
     const uint32_t width = (uint32_t)hopper::swizzle_bytes(swizzle);
+    /* A sum of address parts that left its 14 bits shows in a bit that is none of a field's. */
+    constexpr uint64_t FIELDS =
+        0x3FFFull | 0x3FFFull << 16 | 0x3FFFull << 32 | 7ull << 49 | 3ull << 62;
+    if (descriptor & ~FIELDS)
+        stop(Kind::invalid_argument, at,
+             std::string("the descriptor of operand ") + operand + " has bits between its fields");
     if (descriptor >> 49 & 7)
         stop(Kind::invalid_argument, at, "the emulator takes descriptors of base offset 0 only");
     /* The pattern's period is 8 rows; k may move the start within the first row, by whole steps. */
