@@ -85,9 +85,8 @@ DECODE_INLINE void score_keys(float_decode *s, const code_rows *k, const code_ro
             for (int i = 0; i < 4 * PLANES; i++)
 #pragma GCC unroll 2
                 for (int r = 0; r < rows; r++)
-                    sum[r][g] =
-                        wide_fma(wide_of(raw[i / PLANES], i % PLANES),
-                                 s->q[(r * k->parts + part) * 4 * PLANES + i], sum[r][g]);
+                    sum[r][g] = wide_fma(wide_of(raw[i / PLANES], i % PLANES),
+                                         s->q[(r * k->parts + part) * 4 * PLANES + i], sum[r][g]);
         }
     }
 #pragma GCC unroll 2
