@@ -12,29 +12,48 @@
 #include <sys/mman.h>
 #endif
 
-#include "headroom/attention.h"
-
 typedef double (*peak_loop)(long rounds);
 
-static peak_loop find_loop(hr_peak_kind kind)
-{
 #if defined(__x86_64__)
-    uint32_t mask = hr_isa_mask();
-    if (kind == HR_PEAK_INT8) return mask >> HR_ISA_AVX512VNNI & 1 ? hr_peak_int8_avx512vnni : NULL;
-    if (kind == HR_PEAK_FP16) return mask >> HR_ISA_AVX512FP16 & 1 ? hr_peak_fp16_avx512fp16 : NULL;
-    if (mask >> HR_ISA_AVX512 & 1) return hr_peak_fp32_avx512;
-    if (mask >> HR_ISA_AVX2 & 1) return hr_peak_fp32_avx2;
-#else
-    (void)kind;
-#endif
+typedef struct loop_row {
+    hr_peak_kind kind;
+    hr_isa isa;
+    peak_loop loop;
+} loop_row;
+
+/* Widest first. */
+static const loop_row loops[] = {
+    {HR_PEAK_FP32, HR_ISA_AVX512, hr_peak_fp32_avx512},
+    {HR_PEAK_FP32, HR_ISA_AVX2, hr_peak_fp32_avx2},
+    {HR_PEAK_FP16, HR_ISA_AVX512FP16, hr_peak_fp16_avx512fp16},
+    {HR_PEAK_INT8, HR_ISA_AVX512VNNI, hr_peak_int8_avx512vnni},
+    {HR_PEAK_INT8, HR_ISA_AVXVNNI, hr_peak_int8_avxvnni},
+    {HR_PEAK_INT8, HR_ISA_AVX2, hr_peak_int8_avx2},
+};
+
+static peak_loop find_loop(hr_peak_kind kind, hr_isa isa)
+{
+    for (size_t i = 0; i < sizeof loops / sizeof loops[0]; i++) {
+        const bool taken =
+            isa == HR_ISA_PORTABLE ? hr_isa_mask() >> loops[i].isa & 1 : loops[i].isa <= isa;
+        if (loops[i].kind == kind && taken) return loops[i].loop;
+    }
     return NULL;
 }
-
-double hr_peak_gops(hr_peak_kind kind, int threads)
+#else
+static peak_loop find_loop(hr_peak_kind kind, hr_isa isa)
 {
-    /* 24 accumulators at one or two a cycle: about a millisecond at 2 to 4 GHz. */
+    (void)kind;
+    (void)isa;
+    return NULL;
+}
+#endif
+
+double hr_peak_gops(hr_peak_kind kind, hr_isa isa, int threads)
+{
+    /* 12 or 24 accumulators at one or two a cycle: about a millisecond at 2 to 4 GHz. */
     enum { ROUNDS = 200000 };
-    peak_loop loop = find_loop(kind);
+    peak_loop loop = find_loop(kind, isa);
     if (!loop) return NAN;
     double operations = 0, begin = omp_get_wtime();
 #pragma omp parallel num_threads(threads) reduction(+ : operations)

@@ -333,10 +333,11 @@ static int sample(const bench_case *c, bench_state *state, jobs *all, double *co
             cpu ? hr_peak_read_gbps(state->stream, state->stream_bytes, state->threads) : NAN;
         if (c->seqlen_q > DECODE_SEQLEN_Q) code = warm_up(kernel, c->name);
     }
-    const double before = cpu ? hr_peak_gops(kind, state->threads) : NAN;
+    const double before = cpu ? hr_peak_gops(kind, c->kernel->isa, state->threads) : NAN;
     if (code == CLI_OK) code = job_run(kernel, c->name, &columns[SECONDS][r]);
     if (code != CLI_OK) return code;
-    columns[ROOF][r] = cpu ? (before + hr_peak_gops(kind, state->threads)) / 2 : NAN;
+    columns[ROOF][r] =
+        cpu ? (before + hr_peak_gops(kind, c->kernel->isa, state->threads)) / 2 : NAN;
     columns[RATIO][r] = 1e-9 * flops / columns[SECONDS][r] / columns[ROOF][r];
     columns[READ_RATIO][r] = 1e-9 * kv_bytes(kernel) / columns[SECONDS][r] / columns[READ][r];
     if (all->baseline.plan) code = job_run(&all->baseline, c->name, &columns[BASELINE][r]);

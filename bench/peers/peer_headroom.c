@@ -155,7 +155,7 @@ double peer_run(peer *p, int copy)
 {
     const peer_case *c = &p->problem;
     if (p->stream) return hr_peak_read_gbps(p->stream, READ_BYTES, c->threads);
-    if (!p->plan) return hr_peak_gops(p->peak, c->threads);
+    if (!p->plan) return hr_peak_gops(p->peak, HR_ISA_PORTABLE, c->threads);
     hr_tensor o = view(p->o, c->seqlen_q, c->num_heads, c->head_dim);
     check(hr_plan_run(p->plan, &p->packed[copy], &o, NULL));
     return 0;
