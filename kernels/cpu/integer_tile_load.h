@@ -103,11 +103,31 @@ static const product_code *narrow_codes(task *t, int32_t values, int offset)
     return narrow;
 }
 
+/* I8 codes, where products take bytes: not by way of int16. */
+static const product_code *load_bytes(task *t, const hr_kernel_operand *operand, int32_t first,
+                                      int32_t count, int32_t padded, int offset)
+{
+    const int32_t head_dim = t->head_dim;
+    for (int32_t i = 0, run; i < count; i += run) {
+        run = hr_kernel_run(operand, first + i, count - i);
+        const int8_t *restrict codes =
+            (const int8_t *)operand->codes + hr_kernel_slot(operand, first + i) * head_dim;
+        product_code *restrict row = t->narrow + (int64_t)i * head_dim;
+        for (int32_t c = 0; c < run * head_dim; c++)
+            row[c] = (product_code)(codes[c] + offset);
+    }
+    const size_t rest = (size_t)(padded - count) * (size_t)head_dim;
+    memset(t->narrow + (int64_t)count * head_dim, offset, rest * sizeof *t->narrow);
+    return t->narrow;
+}
+
 /* Tokens from `first` on, `count` of them and zeros up to `padded`, as rows. */
 static const product_code *load_rows(task *t, hr_integer_expand expand,
                                      const hr_kernel_operand *operand, int32_t first, int32_t count,
                                      int32_t padded, int offset)
 {
+    if (CODES > 2 && expand == hr_integer_expand_i8)
+        return load_bytes(t, operand, first, count, padded, offset);
     const size_t row = (size_t)t->head_dim;
     expand(operand, t->head_dim, first, count, t->wide);
     memset(t->wide + (size_t)count * row, 0, (size_t)(padded - count) * row * sizeof *t->wide);
