@@ -359,3 +359,28 @@ Test(integer_range, logits_beyond_sixteen_bits)
         free_integer_case(&c);
     }
 }
+
+/*
+ * Caps of all magnitudes, logits far beyond them, and ALiBi that takes distant keys past int32 in
+ * units of a logit: 2^31 / 1024 octaves is 1.5 million nats.
+ */
+Test(integer_range, caps_and_slopes_of_all_magnitudes)
+{
+    const float caps[] = {0, 1e-3f, 30, 1e6f, 1e30f}, slopes[] = {0, 0.01f, 1e4f};
+    for (int i = 0; i < 5; i++)
+        for (int k = 0; k < 3; k++) {
+            integer_case c;
+            make_random(&c, i % 2 ? INT8 : INT8_P16, 40, 700, 24);
+            c.problem.softcap = caps[i];
+            if (k) c.problem.alibi_slopes = &slopes[k];
+            for (int32_t j = 0; j < 700; j += 50)
+                c.packed.k.scale[j] = 40; /* logits of hundreds */
+            run_integer_case(&c);
+            const double error = error_of_o(&c);
+            cr_expect_eq(count_not_finite(&c), 0, "softcap %g, slope %g", (double)caps[i],
+                         (double)slopes[k]);
+            cr_expect(error <= 0.02, "softcap %g, slope %g: relative error %.4f", (double)caps[i],
+                      (double)slopes[k], error);
+            free_integer_case(&c);
+        }
+}
