@@ -47,9 +47,9 @@ typedef struct code_rows {
     size_t row_bytes;
     int32_t doubled; /* 1: rows have twice the bytes of those that tile_rows counts; else 0 */
     int32_t parts;
-    int32_t filled; /* parts that have bytes of the row; those after them are zeros */
     bool whole;     /* all parts are full */
-    __mmask64 last; /* bytes of the last filled part */
+    bool paired;    /* rows are half a part and read two at a time */
+    __mmask64 last; /* bytes of the last part */
     __m512i levels; /* what nibbles stand for; see integer_decode_load_avx512vnni.h */
 } code_rows;
 
@@ -65,7 +65,6 @@ static inline code_rows rows_of(const hr_kernel_operand *operand, size_t row_byt
 {
     code_rows rows = {.operand = operand, .codes = operand->codes, .row_bytes = row_bytes};
     rows.parts = (int32_t)((row_bytes + PART - 1) / PART);
-    rows.filled = rows.parts;
     const size_t last = row_bytes - (size_t)(rows.parts - 1) * PART;
     rows.whole = last == PART;
     rows.last = ~UINT64_C(0) >> (PART - last);
@@ -95,8 +94,16 @@ static inline void find_rows(const code_rows *rows, int64_t first, int32_t count
 /* 64 bytes of a row, zeros past its end. */
 DECODE_INLINE __m512i load_part(const code_rows *rows, const uint8_t *row, int32_t part)
 {
-    if (rows->whole || part + 1 < rows->filled) return _mm512_loadu_si512(row + part * PART);
-    return _mm512_maskz_loadu_epi8(part < rows->filled ? rows->last : 0, row + part * PART);
+    if (rows->whole || part + 1 < rows->parts) return _mm512_loadu_si512(row + part * PART);
+    return _mm512_maskz_loadu_epi8(rows->last, row + part * PART);
+}
+
+/* Two rows of half a part. */
+DECODE_INLINE __m512i load_pair(const uint8_t *low, const uint8_t *high)
+{
+    const __m256i half = _mm256_loadu_si256((const __m256i *)low);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(half),
+                              _mm256_loadu_si256((const __m256i *)high), 1);
 }
 
 DECODE_INLINE const uint8_t *row_at(const code_rows *rows, int64_t at)
@@ -126,13 +133,19 @@ DECODE_INLINE void transpose_lanes(__m512i v[4])
     v[3] = _mm512_unpackhi_epi64(high01, high23);
 }
 
-/* What is left of the next tile to prefetch. */
+/* What is left of the next tile to prefetch, in turns of four rows, of K and then of V. */
 typedef struct prefetcher {
     tile_rows *next;
-    int32_t done;   /* pairs of rows, of K and of V */
-    int32_t credit; /* 1/4096 pairs due */
-    int32_t share;  /* 1/4096 pairs a step of cost 1 */
+    int32_t done;   /* turns */
+    int32_t credit; /* 1/4096 turns due */
+    int32_t share;  /* 1/4096 turns a step of cost 1 */
 } prefetcher;
+
+/* Rows that a line has: rows of half a line lie two by two, but where a page ends. */
+DECODE_INLINE int32_t rows_of_line(const code_rows *k, const code_rows *v)
+{
+    return k->paired && v->paired ? 2 : 1;
+}
 
 DECODE_INLINE void prefetch_row(const code_rows *rows, int64_t at)
 {
@@ -151,17 +164,38 @@ DECODE_INLINE void prefetch_scales(const code_rows *rows, int64_t at)
     if (operand->zero_point) _mm_prefetch((const char *)(operand->zero_point + slot), _MM_HINT_T1);
 }
 
-/* The next row of two places, the other two of last time, of K and of V. */
-DECODE_INLINE void prefetch_rows(prefetcher *p, const code_rows *k, const code_rows *v)
+/* Row i of each place, and the scales of 16 keys with every fourth. */
+DECODE_INLINE void prefetch_places(const code_rows *rows, const int64_t *at, int32_t i)
 {
     enum { PLACE = DECODE_TILE / PREFETCH_PLACES };
+#pragma GCC unroll 4
+    for (int place = 0; place < PREFETCH_PLACES; place++)
+        prefetch_row(rows, at[place * PLACE + i]);
+    if (i % 4 == 0) prefetch_scales(rows, at[4 * i]);
+}
+
+/*
+ * The next turn. Here and below no pointer is to either of K and V: the compiler would forget what
+ * it knows of both.
+ */
+DECODE_INLINE void prefetch_rows(prefetcher *p, const code_rows *k, const code_rows *v)
+{
     const uint32_t turn = (uint32_t)p->done++;
-    const int64_t *at = p->next->at + turn % 2 * 2 * PLACE + turn / 2 % PLACE;
-    prefetch_row(k, at[0]);
-    prefetch_row(v, at[0]);
-    prefetch_row(k, at[PLACE]);
-    prefetch_row(v, at[PLACE]);
-    if (turn % 4 == 0) prefetch_scales(turn % 8 ? v : k, p->next->at[turn / 8 * 16 % DECODE_TILE]);
+    const int32_t row = (int32_t)(turn / 2) * rows_of_line(k, v) % (DECODE_TILE / PREFETCH_PLACES);
+    if (turn % 2 == 0)
+        prefetch_places(k, p->next->at, row);
+    else
+        prefetch_places(v, p->next->at, row);
+}
+
+DECODE_INLINE void prefetch_four(const code_rows *rows, const int64_t *at)
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const char *row = (const char *)row_at(rows, at[i]);
+        for (int32_t part = 0; part < rows->parts; part++)
+            _mm_prefetch(row + part * PART, _MM_HINT_T0);
+    }
 }
 
 /*
@@ -171,21 +205,14 @@ DECODE_INLINE void prefetch_rows(prefetcher *p, const code_rows *k, const code_r
 DECODE_INLINE void prefetch_near(const code_rows *rows, const tile_rows *tile, int32_t key,
                                  const code_rows *then, const tile_rows *then_tile)
 {
-    const int32_t near = NEAR_BYTES / (rows->parts * PART) / 4 * 4;
-    const int64_t *at = tile->at + key + near;
-    if (key + near >= DECODE_TILE) {
-        rows = then;
-        at = then_tile->at + (key + near - DECODE_TILE);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        const char *row = (const char *)row_at(rows, at[i]);
-        for (int32_t part = 0; part < rows->parts; part++)
-            _mm_prefetch(row + part * PART, _MM_HINT_T0);
-    }
+    const int32_t near = key + NEAR_BYTES / (rows->parts * PART) / 4 * 4;
+    if (near < DECODE_TILE)
+        prefetch_four(rows, tile->at + near);
+    else
+        prefetch_four(then, then_tile->at + near - DECODE_TILE);
 }
 
-/* Called at steps of unlike cost; the costs of a tile add up to 128 * 4096 / share. */
+/* Called at steps of unlike cost; the costs of a tile add up to its turns * 4096 / share. */
 DECODE_INLINE void prefetch_share(prefetcher *p, const code_rows *k, const code_rows *v,
                                   int32_t cost)
 {
@@ -206,9 +233,11 @@ typedef struct tile_walk {
  * Moves to the tile of keys [first, first + count) and plans the prefetching of the next; `cost` is
  * what the tile's steps will add up to.
  */
-static inline void walk_to(tile_walk *walk, const hr_kernel_args *args, const code_rows *rows,
-                           int32_t first, int32_t count, int32_t cost)
+static inline void walk_to(tile_walk *walk, const hr_kernel_args *args, const code_rows *k,
+                           const code_rows *v, int32_t first, int32_t count, int32_t cost)
 {
+    const int32_t turns = DECODE_TILE / 2 / rows_of_line(k, v) + 1;
+    const code_rows shorter = k->doubled ? *v : *k, *rows = &shorter;
     if (walk->found == first && count == DECODE_TILE) {
         walk->tile = walk->ahead.next;
     } else {
@@ -225,7 +254,7 @@ static inline void walk_to(tile_walk *walk, const hr_kernel_args *args, const co
     else
         *place = *walk->tile;
     walk->found = next;
-    walk->ahead = (prefetcher){.next = place, .share = (DECODE_TILE / 2 + 1) * 4096 / cost + 1};
+    walk->ahead = (prefetcher){.next = place, .share = turns * 4096 / cost + 1};
 }
 
 #endif

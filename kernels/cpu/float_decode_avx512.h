@@ -353,7 +353,7 @@ DECODE_INLINE void decode_range(float_decode *s, const hr_kernel_range *range, c
         s->count = left < DECODE_TILE ? left : DECODE_TILE;
         s->from = range->begin > s->first ? (range->begin - s->first) / 64 * 64 : 0;
         s->end = end < s->count ? end : s->count;
-        walk_to(&s->walk, s->args, k, s->first, s->count, tile_cost(s));
+        walk_to(&s->walk, s->args, k, v, s->first, s->count, tile_cost(s));
         decode_tile(s, k, v);
     }
 }

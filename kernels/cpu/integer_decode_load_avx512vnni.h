@@ -38,14 +38,16 @@ INLINE code_kind kind_of_v(code_kind kind)
     return kind == CODES_NIBBLES_BYTES ? CODES_BYTES : kind;
 }
 
-INLINE int32_t vectors_of(const code_rows *rows, code_kind kind)
+/* Channels that the vectors of a row have room for. */
+INLINE int32_t channels_of(const code_rows *rows, code_kind kind)
 {
-    return rows->parts * (kind == CODES_BYTES ? 4 : 8);
+    if (rows->paired) return PART;
+    return rows->parts * PART * (kind == CODES_BYTES ? 1 : 2);
 }
 
 /*
  * K (offset 128) or V (0) of a kernel; dpbusd takes K as unsigned numbers, so the offset is added
- * to every level. Bytes beside nibbles get an even number of parts: both then fill as many vectors.
+ * to every level.
  */
 static inline code_rows integer_rows(const hr_kernel_args *args, const hr_kernel_operand *operand,
                                      code_kind kinds, int offset)
@@ -53,11 +55,6 @@ static inline code_rows integer_rows(const hr_kernel_args *args, const hr_kernel
     const code_kind kind = offset ? kind_of_k(kinds) : kind_of_v(kinds);
     const size_t head_dim = (size_t)args->head_dim;
     code_rows rows = rows_of(operand, kind == CODES_BYTES ? head_dim : head_dim / 2);
-    if (kind == CODES_BYTES && kinds != CODES_BYTES) {
-        rows.doubled = 1;
-        rows.whole = rows.whole && rows.parts % 2 == 0;
-        rows.parts = (rows.parts + 1) / 2 * 2;
-    }
     if (kind == CODES_BYTES) return rows;
     int8_t levels[16], table[64];
     hr_nibble_levels(operand->dtype, 0, levels);
@@ -111,63 +108,73 @@ INLINE void expand_codes(const code_rows *rows, __m512i v, code_kind kind, int o
     out[1] = _mm512_sub_epi8(out[1], zero);
 }
 
-/* Four vectors as moved bytes -> four or eight vectors of codes. */
-INLINE void expand_block(const code_rows *rows, const __m512i v[4], code_kind kind, int offset,
-                         __m512i zero, __m512i out[8])
+/*
+ * A part of the row at at[0], as it lies. Where rows fill half a vector, that of the key four on is
+ * in its upper half.
+ */
+INLINE __m512i load_codes(const code_rows *rows, const int64_t *at, int32_t part)
 {
-    const int planes = kind == CODES_BYTES ? 1 : 2;
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; k++)
-        expand_codes(rows, v[k], kind, offset, zero, out + planes * k);
+    if (!rows->paired) return load_part(rows, row_at(rows, at[0]), part);
+    return load_pair(row_at(rows, at[0]), row_at(rows, at[4]));
 }
 
-/* One part of four keys, code + 128, as in a K block. `zero`: dword i of a lane is token i's. */
-INLINE void key_vectors(const code_rows *rows, const uint8_t *const row[4], int32_t part,
-                        code_kind kind, __m512i zero, __m512i out[8])
+/*
+ * One part of the four keys whose rows are at `at`, as in a V block, of its four vectors of moved
+ * bytes those from `first` on, each of which gives one or two vectors. Where rows fill half a
+ * vector, four keys from `other` on are in the upper halves. first, count and kind are constants.
+ */
+INLINE void value_vectors(const code_rows *rows, const int64_t *at, const int64_t *other,
+                          int32_t part, int first, int count, code_kind kind, __m512i zero,
+                          __m512i out[8])
 {
+    const int planes = kind == CODES_BYTES ? 1 : 2;
     __m512i v[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
-        v[i] = load_part(rows, row[i], part);
-    transpose_lanes(v);
-    expand_block(rows, v, kind, 128, zero, out);
-}
-
-/* One part of four keys as in a V block. `zero`: byte i of a dword is token i's. */
-INLINE void value_vectors(const code_rows *rows, const uint8_t *const row[4], int32_t part,
-                          code_kind kind, __m512i zero, __m512i out[8])
-{
-    __m512i v[4], t[4];
+        v[i] = rows->paired ? load_pair(row_at(rows, at[i]), row_at(rows, other[i]))
+                            : load_part(rows, row_at(rows, at[i]), part);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++)
-        v[i] = load_part(rows, row[i], part);
-    t[0] = _mm512_unpacklo_epi8(v[0], v[1]);
-    t[1] = _mm512_unpackhi_epi8(v[0], v[1]);
-    t[2] = _mm512_unpacklo_epi8(v[2], v[3]);
-    t[3] = _mm512_unpackhi_epi8(v[2], v[3]);
-    v[0] = _mm512_unpacklo_epi16(t[0], t[2]);
-    v[1] = _mm512_unpackhi_epi16(t[0], t[2]);
-    v[2] = _mm512_unpacklo_epi16(t[1], t[3]);
-    v[3] = _mm512_unpackhi_epi16(t[1], t[3]);
-    expand_block(rows, v, kind, 0, zero, out);
+    for (int i = first; i < first + count; i++) {
+        const __m512i even =
+            i < 2 ? _mm512_unpacklo_epi8(v[0], v[1]) : _mm512_unpackhi_epi8(v[0], v[1]);
+        const __m512i odd =
+            i < 2 ? _mm512_unpacklo_epi8(v[2], v[3]) : _mm512_unpackhi_epi8(v[2], v[3]);
+        const __m512i four =
+            i % 2 == 0 ? _mm512_unpacklo_epi16(even, odd) : _mm512_unpackhi_epi16(even, odd);
+        expand_codes(rows, four, kind, 0, zero, out + planes * (i - first));
+    }
 }
 
-/* The zero points of four keys as key_vectors takes them. */
-INLINE __m512i key_zeros(const uint8_t *zero_point, code_kind kind)
+/* The zero points of a row's codes; of the key four on too where rows fill half a vector. */
+INLINE __m512i row_zeros(const code_rows *rows, const uint8_t *zero_point, code_kind kind)
 {
     if (kind != CODES_SHIFTED) return _mm512_setzero_si512();
-    const __m128i four = _mm_loadu_si32(zero_point);
-    return _mm512_broadcast_i32x4(
-        _mm_shuffle_epi8(four, _mm_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303)));
+    const __m512i zero = _mm512_set1_epi8((char)zero_point[0]);
+    if (!rows->paired) return zero;
+    return _mm512_inserti64x4(zero, _mm256_set1_epi8((char)zero_point[4]), 1);
 }
 
-/* The zero points of four keys as value_vectors takes them. */
-INLINE __m512i value_zeros(const uint8_t *zero_point, code_kind kind)
+/* The zero points of four keys, or of twice four, as value_vectors takes them. */
+INLINE __m512i value_zeros(const code_rows *rows, const uint8_t *zero_point, const uint8_t *other,
+                           code_kind kind)
 {
     if (kind != CODES_SHIFTED) return _mm512_setzero_si512();
     int32_t four;
     memcpy(&four, zero_point, sizeof four);
-    return _mm512_set1_epi32(four);
+    const __m512i zero = _mm512_set1_epi32(four);
+    if (!rows->paired) return zero;
+    memcpy(&four, other, sizeof four);
+    return _mm512_mask_set1_epi32(zero, 0xff00, four);
+}
+
+/*
+ * Where rows fill half a vector, the sums of a vector's low and high nibbles, two sets of keys
+ * each: those of all keys, low nibbles' and then high ones'.
+ */
+INLINE __m512i add_halves(__m512i low, __m512i high)
+{
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(low, high, 0x44),
+                            _mm512_shuffle_i32x4(low, high, 0xee));
 }
 
 #endif
