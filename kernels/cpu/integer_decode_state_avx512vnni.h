@@ -4,8 +4,8 @@
  *
  *     x    [quad of keys][lane: row][key]         the bits of 1.5 * 2^23 + S
  *     y    [32 keys][quad q][lane: row][8 keys]   Y of step 3, keys 4 q .. and 16 + 4 q ..
- *     P    [64 keys][quad q][lane: row][16 keys]  keys 4 q .., 16 + 4 q .., 32 + 4 q .., 48 + 4 q
- * .. l    [quad q][lane: row][4]                 lanes 4 q .. of hr_integer_lane
+ *     P    [64 keys][quad q][lane: row][16 keys]  keys 4 q + 0, 16, 32 and 48, and three after each
+ *     l    [quad q][lane: row][4]                 lanes 4 q .. of hr_integer_lane
  *
  * so that one operation works for four rows and a row's constants lie in its lane. One or two rows
  * would waste lanes; they have each row's keys side by side, in the memory of the first set.
