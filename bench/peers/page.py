@@ -1,5 +1,6 @@
 """The results section of docs/cpu-peers.md: tables and bars of a results file, in Markdown."""
 
+import peers
 import report
 
 BEGIN = "<!-- results: written by a script -->"
@@ -37,7 +38,7 @@ def phase_tables(results):
     """One table a phase, one thread: rows are participants, columns the problems."""
     rows = report.newest(results, 1)
     for phase, unit in (("prefill", "GFLOP/s"), ("decode", "GB/s as if in 16 bits")):
-        columns = [name for name in rows if name.startswith(phase)]
+        columns = [row.name for row in peers.ROWS if row.phase == phase and row.name in rows]
         names = dict.fromkeys(name for column in columns for name in rows[column])
         lines = []
         for name in sorted(names, key=lambda n: (not report.is_ours(n), n)):
