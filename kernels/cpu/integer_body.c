@@ -76,16 +76,13 @@ void hr_integer_expand_i8(const hr_kernel_operand *operand, int32_t head_dim, in
         const int64_t slot = hr_kernel_slot(operand, first + t);
         const int8_t *codes = (const int8_t *)operand->codes + slot * head_dim;
         int16_t *row = rows + t * head_dim;
-        if (!grouped) {
-            for (int32_t c = 0; c < head_dim; c++)
-                row[c] = codes[c];
-            continue;
-        }
-        float token_scale = hr_integer_token_scale(operand, head_dim, first + t);
-        const float *scale = operand->scale + slot * groups;
         for (int32_t c = 0; c < head_dim; c++)
-            row[c] =
-                hr_integer_group_code(codes[c], scale[c / operand->block], token_scale, fraction);
+            row[c] = codes[c];
+        if (!grouped) continue;
+        const float token_scale = hr_integer_token_scale(operand, head_dim, first + t);
+        for (int32_t g = 0; g < groups; g++)
+            hr_integer_scale_group(row + g * operand->block, operand->block,
+                                   operand->scale[slot * groups + g], token_scale, fraction);
     }
 }
 

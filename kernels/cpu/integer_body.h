@@ -24,12 +24,16 @@ void hr_integer_expand_i8(const hr_kernel_operand *operand, int32_t head_dim, in
 void hr_integer_expand_nibbles(const hr_kernel_operand *operand, int32_t head_dim, int64_t first,
                                int32_t count, int16_t *rows);
 
-/* One code under a group's scale, in the token's fixed-point units: step 1 of the specification. */
-static inline int16_t hr_integer_group_code(int32_t code, float group_scale, float token_scale,
-                                            int fraction)
+/*
+ * Codes under a group's scale, to the token's fixed-point units: step 1 of the specification. One
+ * quotient for all, and a loop that compilers vectorize.
+ */
+static inline void hr_integer_scale_group(int16_t *codes, int32_t count, float group_scale,
+                                          float token_scale, int fraction)
 {
-    float value = (float)code * (group_scale / token_scale) * (float)(1 << fraction);
-    return (int16_t)hr_integer_round(value);
+    const float ratio = group_scale / token_scale, unit = (float)(1 << fraction);
+    for (int32_t c = 0; c < count; c++)
+        codes[c] = (int16_t)hr_integer_round((float)codes[c] * ratio * unit);
 }
 
 void hr_integer_attention_portable(const hr_kernel_args *args, hr_integer_expand expand_k,

@@ -1,6 +1,6 @@
 /*
  * Scales in groups of channels: code' = round(code * scale_group / scale_token * 2^f) of 16 bits,
- * in FP32 as hr_integer_group_code does, taken apart into bytes where codes go into tiles:
+ * in FP32 as hr_integer_scale_group does, taken apart into bytes where codes go into tiles:
  *
  *     K    code' = 2^8 high + low, low in 0 .. 255; the tile has high + 128
  *     V    code' = 2^8 high + low, low in -128 .. 127

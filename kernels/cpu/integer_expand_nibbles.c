@@ -44,8 +44,8 @@ void hr_integer_expand_nibbles(const hr_kernel_operand *operand, int32_t head_di
         for (int32_t g = 0; g < groups && operand->dtype == HR_DTYPE_U4; g++)
             for (int32_t c = g * width; c < (g + 1) * width; c++)
                 row[c] = (int16_t)(row[c] - operand->zero_point[index + g]);
-        for (int32_t c = 0; c < head_dim && grouped; c++)
-            row[c] = hr_integer_group_code(row[c], operand->scale[index + c / width], token_scale,
-                                           fraction);
+        for (int32_t g = 0; g < groups && grouped; g++)
+            hr_integer_scale_group(row + g * width, width, operand->scale[index + g], token_scale,
+                                   fraction);
     }
 }
