@@ -275,11 +275,12 @@ Test(hopper_pack, dynamic_scales_are_the_hosts)
 /* Scales that tokens share: given or found, by block (of which a sequence has several) or head. */
 Test(hopper_pack, shared_scales_are_the_hosts)
 {
+    const char *const mixed_blocks = "int8:q.granularity=block384,k.granularity=block256,"
+                                     "v.granularity=block128,qk.transform=hadamard";
     const char *const recipes[] = {"fp8:qkv.granularity=block128",
                                    "fp8:q.granularity=block256,kv.granularity=block128",
                                    "int8:qkv.granularity=block128,k.transform=none",
-                                   "int8:q.granularity=block384,k.granularity=block256,"
-                                   "v.granularity=block128,qk.transform=hadamard",
+                                   mixed_blocks,
                                    "int8-fp8:qk.granularity=head,v.granularity=block256",
                                    "int8:qkv.granularity=head,qkv.scale=dynamic",
                                    "int8:qkv.granularity=tensor,qkv.scale=dynamic",
