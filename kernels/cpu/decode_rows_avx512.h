@@ -209,7 +209,7 @@ DECODE_INLINE void prefetch_near(const code_rows *rows, const tile_rows *tile, i
     if (near < DECODE_TILE)
         prefetch_four(rows, tile->at + near);
     else
-        prefetch_four(then, then_tile->at + near - DECODE_TILE);
+        prefetch_four(then, then_tile->at + (near - DECODE_TILE));
 }
 
 /* Called at steps of unlike cost; the costs of a tile add up to its turns * 4096 / share. */
