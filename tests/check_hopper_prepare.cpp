@@ -26,8 +26,8 @@ Test(hopper_prepare, tile_scales_follow_tokens_and_end_with_sequences)
     const float nan = std::nanf("");
     std::vector<float> out(heads * tiles * HR_SM90_TILE_SCALES, nan), tile(HR_SM90_TILE_SCALES);
     hr_sm90_tile_scale_args args = {};
-    args.k_scale = {k.data(), tokens, 1, 0};
-    args.v_scale = {v.data(), tokens, 1, 0};
+    args.k_scale = {k.data(), tokens, 1, 0, nullptr};
+    args.v_scale = {v.data(), tokens, 1, 0, nullptr};
     args.cu_seqlens_kv = cu_seqlens.data();
     args.kv_tile_offset = tile_offset.data();
     args.batch = 4;
@@ -36,8 +36,8 @@ Test(hopper_prepare, tile_scales_follow_tokens_and_end_with_sequences)
     args.tile_scale = out.data();
     for (bool by_token : {true, false}) {
         if (!by_token) { /* one for each head, and none */
-            args.k_scale = {k.data(), 1, 0, 0};
-            args.v_scale = {nullptr, 0, 0, 0};
+            args.k_scale = {k.data(), 1, 0, 0, nullptr};
+            args.v_scale = {nullptr, 0, 0, 0, nullptr};
         }
         expect_clean(hr_tile_scale_sm90(&args));
         for (int head = 0; head < heads; head++)

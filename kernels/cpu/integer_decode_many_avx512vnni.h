@@ -158,7 +158,7 @@ INLINE near_rows near_values(const code_rows *v, const tile_rows *tile, int32_t 
     if (near < DECODE_TILE) return (near_rows){tile->at + near, part * PART};
     /* At the end those that are being read again. */
     if (part + 1 == v->parts) return (near_rows){tile->at + key, part * PART};
-    return (near_rows){tile->at + near - DECODE_TILE, (part + 1) * PART};
+    return (near_rows){tile->at + (near - DECODE_TILE), (part + 1) * PART};
 }
 
 /* Four of them, and where rows fill half a vector the four that these are paired with. */
