@@ -195,13 +195,14 @@ INLINE void sum_piece(decode_state *s, const code_rows *k, const code_rows *v,
         /* Unrolled, gcc 12 moves the sums from register to register. */
 #pragma GCC unroll 1
         for (int32_t quad = 0; quad < 4; quad++) {
-            const int32_t key = at + 4 * quad, other = key + KEY_STEP;
-            const int64_t *at_key = s->walk.tile->at + key;
+            const int32_t key = at + 4 * quad, other = v->paired ? key + KEY_STEP : key;
+            const int64_t *const at_key = s->walk.tile->at + key;
+            const int64_t *const at_other = s->walk.tile->at + other;
             const uint8_t *const weights[2] = {p[0] + block + quad * 64, p[1] + block + quad * 64};
             const __m512i zero = value_zeros(v, s->v_zero + key, s->v_zero + other, kind);
             __m512i codes[8];
             if (first == 0) prefetch_values(v, &near, 4 * quad);
-            value_vectors(v, at_key, at_key + KEY_STEP, part, first, count, kind, zero, codes);
+            value_vectors(v, at_key, at_other, part, first, count, kind, zero, codes);
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++) {
                 const __m512i w = spread_weights(s, v, weights, r, at / 8 + quad);
