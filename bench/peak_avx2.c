@@ -1,53 +1,19 @@
 /*
- * FP32 FMA on 12 independent 256-bit accumulators of 8 lanes: two a cycle with a latency of four or
- * five leave none waiting. And INT8 codes as 16-bit words: vpmaddwd and vpaddd, 16 multiply-adds in
- * two instructions.
- *
- * Assembly blocks, so that no compiler spills an accumulator or sums the series itself.
+ * FP32 FMA on 8 lanes; and INT8 codes as 16-bit words, vpmaddwd and vpaddd: 16 multiply-adds in two
+ * instructions.
  */
 #include "peak.h"
+#include "peak_loop.h"
 
 double hr_peak_fp32_avx2(long rounds)
 {
-    long left = rounds;
-    __asm__ volatile(".irp n,0,1,2,3,4,5,6,7,8,9,10,11\n\t"
-                     "vxorps %%ymm\\n, %%ymm\\n, %%ymm\\n\n\t"
-                     ".endr\n\t"
-                     "vxorps %%ymm12, %%ymm12, %%ymm12\n\t"
-                     "vxorps %%ymm13, %%ymm13, %%ymm13\n"
-                     "1:\n\t"
-                     ".irp n,0,1,2,3,4,5,6,7,8,9,10,11\n\t"
-                     "vfmadd231ps %%ymm12, %%ymm13, %%ymm\\n\n\t"
-                     ".endr\n\t"
-                     "dec %0\n\t"
-                     "jnz 1b\n\t"
-                     "vzeroupper" /* else SSE code after it runs many times slower */
-                     : "+r"(left)
-                     :
-                     : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
-                       "xmm9", "xmm10", "xmm11", "xmm12", "xmm13");
-    return 2.0 * 8 * 12 * (double)rounds;
+    PEAK_LOOP_YMM(rounds, "vfmadd231ps %%ymm12, %%ymm13, %%ymm\\n");
+    return 2.0 * 8 * PEAK_YMM * (double)rounds;
 }
 
 double hr_peak_int8_avx2(long rounds)
 {
-    long left = rounds;
-    __asm__ volatile(".irp n,0,1,2,3,4,5,6,7,8,9,10,11\n\t"
-                     "vpxor %%ymm\\n, %%ymm\\n, %%ymm\\n\n\t"
-                     ".endr\n\t"
-                     "vpxor %%ymm12, %%ymm12, %%ymm12\n\t"
-                     "vpxor %%ymm13, %%ymm13, %%ymm13\n"
-                     "1:\n\t"
-                     ".irp n,0,1,2,3,4,5,6,7,8,9,10,11\n\t"
-                     "vpmaddwd %%ymm12, %%ymm13, %%ymm14\n\t"
-                     "vpaddd %%ymm14, %%ymm\\n, %%ymm\\n\n\t"
-                     ".endr\n\t"
-                     "dec %0\n\t"
-                     "jnz 1b\n\t"
-                     "vzeroupper"
-                     : "+r"(left)
-                     :
-                     : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
-                       "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14");
-    return 2.0 * 16 * 12 * (double)rounds;
+    PEAK_LOOP_YMM(rounds, "vpmaddwd %%ymm12, %%ymm13, %%ymm14\n\t"
+                          "vpaddd %%ymm14, %%ymm\\n, %%ymm\\n");
+    return 2.0 * 16 * PEAK_YMM * (double)rounds;
 }

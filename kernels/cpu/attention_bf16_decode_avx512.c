@@ -2,38 +2,20 @@
  * BF16 decode on AVX-512: K and V become FP32 by a shift or a mask; products, P and statistics are
  * FP32.
  */
-#include <immintrin.h>
 #include <math.h>
-#include <stdint.h>
 #include <string.h>
 
-typedef __m512 wide_vec;
+#include "single_decode_avx512.h"
 
-enum { CODE_BYTES = 2, OUTPUTS = 16, FLUSH_KEYS = 256, PEAK_WEIGHT = 1 };
+enum { CODE_BYTES = 2 };
 
 #define PRODUCT_SCALE 1.0f
 #define VALUE_SCALE 1.0f
-#define WIDE_INLINE static inline __attribute__((always_inline))
-
-WIDE_INLINE wide_vec wide_zero(void)
-{
-    return _mm512_setzero_ps();
-}
 
 WIDE_INLINE wide_vec wide_of(__m512i raw, int plane)
 {
     return _mm512_castsi512_ps(plane ? _mm512_and_si512(raw, _mm512_set1_epi32((int32_t)0xffff0000))
                                      : _mm512_slli_epi32(raw, 16));
-}
-
-WIDE_INLINE wide_vec wide_fma(wide_vec a, wide_vec b, wide_vec c)
-{
-    return _mm512_fmadd_ps(a, b, c);
-}
-
-WIDE_INLINE wide_vec wide_weight(int32_t dword)
-{
-    return _mm512_castsi512_ps(_mm512_set1_epi32(dword));
 }
 
 WIDE_INLINE __m512 sum_two(__m512 a, __m512 b)
@@ -44,11 +26,6 @@ WIDE_INLINE __m512 sum_two(__m512 a, __m512 b)
 WIDE_INLINE __m512 sum_keys(const wide_vec sum[4])
 {
     return sum_two(sum_two(sum[0], sum[1]), sum_two(sum[2], sum[3]));
-}
-
-WIDE_INLINE void add_vector(float *t, wide_vec sum)
-{
-    _mm512_store_ps(t, _mm512_add_ps(_mm512_load_ps(t), sum));
 }
 
 static inline float value_of(uint32_t code)
@@ -62,16 +39,6 @@ static inline float value_of(uint32_t code)
 WIDE_INLINE wide_vec query_of(__m512i raw, int plane)
 {
     return wide_of(raw, plane);
-}
-
-WIDE_INLINE __m512i weights_of(__m512 p)
-{
-    return _mm512_castps_si512(p);
-}
-
-static inline float float_weight(float weight)
-{
-    return weight;
 }
 
 /* NaN and infinity of K come out of the products by themselves. */

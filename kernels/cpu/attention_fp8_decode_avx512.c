@@ -10,18 +10,12 @@
 #include "float_tile.h"
 
 #include "e4m3_decode_avx512.h"
+#include "single_decode_avx512.h"
 
-typedef __m512 wide_vec;
-
-enum { CODE_BYTES = 1, OUTPUTS = 16, FLUSH_KEYS = 256, PEAK_WEIGHT = 1 };
+enum { CODE_BYTES = 1 };
 
 #define PRODUCT_SCALE E4M3_SCALE
 #define VALUE_SCALE E4M3_SCALE
-
-WIDE_INLINE wide_vec wide_zero(void)
-{
-    return _mm512_setzero_ps();
-}
 
 WIDE_INLINE wide_vec wide_of(__m512i raw, int plane)
 {
@@ -31,16 +25,6 @@ WIDE_INLINE wide_vec wide_of(__m512i raw, int plane)
 WIDE_INLINE wide_vec query_of(__m512i raw, int plane)
 {
     return floats_of(half_or_nan_of(raw, plane / 2), plane % 2) * E4M3_SCALE;
-}
-
-WIDE_INLINE wide_vec wide_fma(wide_vec a, wide_vec b, wide_vec c)
-{
-    return _mm512_fmadd_ps(a, b, c);
-}
-
-WIDE_INLINE wide_vec wide_weight(int32_t dword)
-{
-    return _mm512_castsi512_ps(_mm512_set1_epi32(dword));
 }
 
 /*
@@ -56,21 +40,6 @@ WIDE_INLINE __m512 sum_keys(const wide_vec sum[4])
     const __m512 low = _mm512_shuffle_f32x4(pair[0], pair[1], 0x44);
     const __m512 all = _mm512_add_ps(low, _mm512_shuffle_f32x4(pair[0], pair[1], 0xee));
     return _mm512_castpd_ps(_mm512_permutex_pd(_mm512_castps_pd(all), 0xd8));
-}
-
-WIDE_INLINE void add_vector(float *t, wide_vec sum)
-{
-    _mm512_store_ps(t, _mm512_add_ps(_mm512_load_ps(t), sum));
-}
-
-WIDE_INLINE __m512i weights_of(__m512 p)
-{
-    return _mm512_castps_si512(p);
-}
-
-static inline float float_weight(float weight)
-{
-    return weight;
 }
 
 #include "float_decode_avx512.h"

@@ -2,11 +2,6 @@
  * How decode kernels read K and V: tiles of 256 keys whose rows lie anywhere, in pages or not.
  *
  *     row     head_dim codes, in parts of 64 bytes; the last may be shorter and is read as zeros
- *     K       4 keys --(transpose dwords within 128-bit lanes)--> 4 vectors a part; vector k,
- *             lane L, dword i: bytes 16 L + 4 k .. + 3 of key i
- *
- * so that a product with Q, whose dwords lie in the same order, has one key's sums in one dword of
- * each lane. The transpose costs two shuffles a vector, once for all rows of the task.
  *
  * While a tile is worked on, the rows of the next one are prefetched into the second-level cache,
  * four places of K and four of V in turn, a few rows at each step of each pass: with one place
@@ -118,19 +113,6 @@ DECODE_INLINE void four_rows(const code_rows *rows, const tile_rows *tile, int32
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
         row[i] = row_at(rows, tile->at[key + i]);
-}
-
-/* v[i] dword k of a lane <-> v[k] dword i of the lane. */
-DECODE_INLINE void transpose_lanes(__m512i v[4])
-{
-    const __m512i low01 = _mm512_unpacklo_epi32(v[0], v[1]);
-    const __m512i high01 = _mm512_unpackhi_epi32(v[0], v[1]);
-    const __m512i low23 = _mm512_unpacklo_epi32(v[2], v[3]);
-    const __m512i high23 = _mm512_unpackhi_epi32(v[2], v[3]);
-    v[0] = _mm512_unpacklo_epi64(low01, low23);
-    v[1] = _mm512_unpackhi_epi64(low01, low23);
-    v[2] = _mm512_unpacklo_epi64(high01, high23);
-    v[3] = _mm512_unpackhi_epi64(high01, high23);
 }
 
 /* What is left of the next tile to prefetch, in turns of four rows, of K and then of V. */

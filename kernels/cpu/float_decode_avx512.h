@@ -2,8 +2,8 @@
  * Attention of few rows over K and V of floating-point codes: the rows are queries of all heads
  * that share a KV head, and each tile of 256 keys is read once for all of them.
  *
- *     S[row][key]    K's dwords transposed in fours of keys (decode_rows_avx512.h), times Q, whose
- *                    elements lie in the same order; lanes are summed once for 16 keys
+ *     S[row][key]    K's dwords transposed in fours of keys, times Q in the same order
+ *                    (float_decode_products_avx512.h); lanes are summed once for 16 keys
  *     x, M, P, l     the softmax of float_softmax.h on 256 keys, P relative to the tile's maximum
  *     T[row][...]    P times V as it lies in its row; O = alpha O + beta T
  *

@@ -2,6 +2,12 @@
  * The two matrix products of the float decode kernels (float_decode_avx512.h) and the state they
  * share: S of 16 keys at a time, T of the whole tile, each straight from memory for one or two rows
  * and through the first-level cache for more.
+ *
+ *     K       4 keys --(transpose dwords within 128-bit lanes)--> 4 vectors a part; vector k,
+ *             lane L, dword i: bytes 16 L + 4 k .. + 3 of key i
+ *
+ * so that a product with Q, whose dwords lie in the same order, has one key's sums in one dword of
+ * each lane. The transpose costs two shuffles a vector, once for all rows of the task.
  */
 #ifndef HEADROOM_FLOAT_DECODE_PRODUCTS_AVX512_H
 #define HEADROOM_FLOAT_DECODE_PRODUCTS_AVX512_H
@@ -57,6 +63,19 @@ static inline int32_t channel_of(int32_t i)
     enum { HALVES = PART_CODES / 32 };
     const int32_t vector = i / 16, plane = vector / HALVES % 2;
     return (vector / (2 * HALVES) * HALVES + vector % HALVES) * 32 + i % 16 * 2 + plane;
+}
+
+/* v[i] dword k of a lane <-> v[k] dword i of the lane. */
+DECODE_INLINE void transpose_lanes(__m512i v[4])
+{
+    const __m512i low01 = _mm512_unpacklo_epi32(v[0], v[1]);
+    const __m512i high01 = _mm512_unpackhi_epi32(v[0], v[1]);
+    const __m512i low23 = _mm512_unpacklo_epi32(v[2], v[3]);
+    const __m512i high23 = _mm512_unpackhi_epi32(v[2], v[3]);
+    v[0] = _mm512_unpacklo_epi64(low01, low23);
+    v[1] = _mm512_unpackhi_epi64(low01, low23);
+    v[2] = _mm512_unpacklo_epi64(high01, high23);
+    v[3] = _mm512_unpackhi_epi64(high01, high23);
 }
 
 /* S of keys [key, key + 16) for one or two rows, straight from memory. rows is a constant. */

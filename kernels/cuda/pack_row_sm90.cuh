@@ -17,6 +17,7 @@
 
 #include "launch.cuh"
 #include "pack_sm90.h"
+#include "sequence_sm90.cuh"
 
 namespace pack_sm90
 {
@@ -38,20 +39,6 @@ struct Place {
     HR_DEVICE int rows() const /* that a warp takes at once */ { return 32 / parts; }
     HR_DEVICE int lane_of_row() const /* lane of part 0 */ { return (int)threadIdx.x % 32 - part; }
 };
-
-/* The sequence that has tile `tile`; equal offsets are sequences without tiles. */
-HR_DEVICE int sequence_of(const int32_t *tile_offset, int batch, int tile)
-{
-    int low = 0, high = batch - 1;
-    while (low < high) {
-        const int middle = (low + high + 1) / 2;
-        if (tile_offset[middle] <= tile)
-            low = middle;
-        else
-            high = middle - 1;
-    }
-    return low;
-}
 
 HR_DEVICE void set_tile(const hr_sm90_pack_args &args, const hr_sm90_pack_operand &x, int tile,
                         Place &place)

@@ -5,25 +5,12 @@
 #include "prepare_sm90.h"
 
 #include "launch.cuh"
+#include "sequence_sm90.cuh"
 
 namespace
 {
 
 constexpr int NO_KEYS_THREADS = 256;
-
-/* The sequence that has tile `tile`; offsets rise, and equal ones are sequences without tiles. */
-HR_DEVICE int sequence_of(const int32_t *tile_offset, int batch, int tile)
-{
-    int low = 0, high = batch - 1;
-    while (low < high) {
-        const int middle = (low + high + 1) / 2;
-        if (tile_offset[middle] <= tile)
-            low = middle;
-        else
-            high = middle - 1;
-    }
-    return low;
-}
 
 /* A key's place: its head, its sequence, its token there, and whether there is one. */
 struct Key {
@@ -34,7 +21,7 @@ struct Key {
 
 HR_DEVICE Key find_key(const hr_sm90_tile_scale_args &args, int head, int tile, int key)
 {
-    const int sequence = sequence_of(args.kv_tile_offset, args.batch, tile);
+    const int sequence = hopper::sequence_of(args.kv_tile_offset, args.batch, tile);
     const int32_t first = args.cu_seqlens_kv[sequence];
     const int32_t token = (tile - args.kv_tile_offset[sequence]) * HR_SM90_TILE_KV + key;
     return {head, sequence, first, token, token < args.cu_seqlens_kv[sequence + 1] - first};
