@@ -30,6 +30,12 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "tensors are mapped wi
 enum { LENGTH_BYTES = 8 };
 static const uint64_t MAX_HEADER_BYTES = 100000000; /* the reference implementation's cap */
 
+/*
+ * Parsed JSON takes up to 125 bytes for each of these characters, 40 times what a header made of
+ * them alone has, so they are counted before anything is parsed: a tensor has 13 of them.
+ */
+enum { MAX_HEADER_MARKS = 1 << 21 };
+
 typedef struct entry {
     const char *name; /* owned by the parsed header */
     hr_tensor tensor;
@@ -98,6 +104,23 @@ static hr_status map_file(const char *path, hr_safetensors *file)
     return result;
 }
 
+/* Brackets that open, commas and colons outside of strings. */
+static uint64_t count_marks(const char *text, uint64_t length)
+{
+    uint64_t marks = 0;
+    bool in_string = false;
+    for (uint64_t i = 0; i < length; i++) {
+        const char c = text[i];
+        if (c == '"')
+            in_string = !in_string;
+        else if (in_string)
+            i += c == '\\';
+        else
+            marks += c == '{' || c == '[' || c == ',' || c == ':';
+    }
+    return marks;
+}
+
 static hr_status parse_header(hr_safetensors *file)
 {
     uint64_t length = 0;
@@ -114,6 +137,12 @@ static hr_status parse_header(hr_safetensors *file)
     const char *text = (const char *)file->map + LENGTH_BYTES;
     if (length == 0 || text[0] != '{')
         return hr_fail(HR_ERROR_FORMAT, "the header does not begin with '{': not safetensors");
+    const uint64_t marks = count_marks(text, length);
+    if (marks > MAX_HEADER_MARKS)
+        return hr_fail(HR_ERROR_FORMAT,
+                       "the header has %llu values, names and brackets; at most %d, enough for "
+                       "160000 tensors, are accepted",
+                       (unsigned long long)marks, MAX_HEADER_MARKS);
     json_error_t error = {.text = ""};
     /* jansson has no words for a failed allocation, or calls it a wrong token. */
     errno = 0;

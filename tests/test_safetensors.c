@@ -202,6 +202,32 @@ Test(safetensors_read, deep_nesting)
     free(text);
 }
 
+/* What takes 40 times its size in memory is refused before it is parsed. */
+Test(safetensors_read, headers_of_too_many_values)
+{
+    enum { MARKS = 1 << 21 };
+    const struct {
+        const char *begin, *item, *end, *says;
+        int count;
+    } cases[] = {
+        {"{\"x\":[", "{},", "0]}", "the header has 2097153 values, names and", (MARKS - 2) / 2},
+        {"{\"x\":[", "{},", "0]}", "tensor \"x\": is not an object", (MARKS - 4) / 2},
+        {"{", "\"a\":0,", "\"b\":0}", "the header has 2097154 values", MARKS / 2},
+        {"{\"x\":\"", "{[,:\\\"", "\"}", "tensor \"x\": is not an object", MARKS},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const size_t item = strlen(cases[i].item);
+        char *text = malloc(64 + item * (size_t)cases[i].count), *at = text;
+        cr_assert_not_null(text);
+        at = stpcpy(at, cases[i].begin);
+        for (int n = 0; n < cases[i].count; n++, at += item)
+            memcpy(at, cases[i].item, item);
+        strcpy(at, cases[i].end);
+        REFUSED(HR_ERROR_FORMAT, cases[i].says, text, 0);
+        free(text);
+    }
+}
+
 Test(safetensors_read, duplicate_keys)
 {
     REFUSED(HR_ERROR_FORMAT, "duplicate object key",

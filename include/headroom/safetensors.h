@@ -1,12 +1,13 @@
 /*
  * The safetensors container: an 8-byte little-endian header length N, N bytes of JSON, then data.
  *
- * Reader: maps the file and treats it as hostile. The header is at most 100 MB and must be one JSON
- * object without duplicate keys; every tensor has dtype, shape and data_offsets and nothing else;
- * offsets are inside the data, cover it without holes or overlaps, and their size is exactly shape
- * x dtype; 8 + N + the last offset is the file's size. Every error names the file, the tensor and
- * the offending value. The file must not be truncated while it is open: a read past the new end of
- * a mapped file raises SIGBUS.
+ * Reader: maps the file and treats it as hostile. The header is at most 100 MB with at most 2^21
+ * opening brackets, commas and colons (160,000 tensors; parsing it takes up to 350 MB then) and
+ * must be one JSON object without duplicate keys; every tensor has dtype, shape and data_offsets
+ * and nothing else; offsets are inside the data, cover it without holes or overlaps, and their size
+ * is exactly shape x dtype; 8 + N + the last offset is the file's size. Every error names the file,
+ * the tensor and the offending value. The file must not be truncated while it is open: a read past
+ * the new end of a mapped file raises SIGBUS.
  *
  * Writer: collects views and metadata, then writes a temporary file beside the target, fsyncs and
  * renames it, so that the final name never holds half a file. On any error the temporary
