@@ -7,7 +7,6 @@
  * a run too short for the clock is repeated inside the sample.
  */
 #include <math.h>
-#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +15,7 @@
 #include "memory.h"
 #include "observer.h"
 #include "status_internal.h"
+#include "threads.h"
 
 enum { DEFAULT_REPEATS = 7, DEFAULT_TOP_K = 8 };
 
@@ -417,7 +417,7 @@ hr_status hr_audit_run(const hr_recording *recording, const hr_audit_options *op
         .info = hr_recording_get_info(recording),
         .repeats = options->repeats ? options->repeats : DEFAULT_REPEATS,
         .top_k = options->top_k ? options->top_k : DEFAULT_TOP_K,
-        .threads = options->threads ? options->threads : omp_get_max_threads(),
+        .threads = options->threads ? options->threads : hr_threads(),
         .audit = audit,
     };
     audit->recording = work.info;

@@ -14,6 +14,7 @@
 #include "headroom/format.h"
 #include "memory.h"
 #include "status_internal.h"
+#include "threads.h"
 
 void hr_audit_sums_merge(hr_audit_sums *sums, const hr_audit_sums *other)
 {
@@ -140,7 +141,7 @@ static hr_status score(const hr_audit_reference *reference, const hr_audit_run_s
                        const dequantized *values, int32_t top_k, hr_audit_sums *sums)
 {
     hr_status status = HR_OK;
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) num_threads(hr_threads())
     for (int32_t head = 0; head < reference->problem.num_heads; head++) {
         sum_head(reference, state, values->o, head, &sums[head]);
         hr_status failed =

@@ -12,6 +12,7 @@
 #include "memory.h"
 #include "profile.h"
 #include "status_internal.h"
+#include "threads.h"
 
 static hr_status check_complete(const hr_calibrator *calibrator, const int32_t *layers,
                                 int32_t layer_count)
@@ -94,7 +95,7 @@ static hr_status find_all_amax(const hr_calibrator *calibrator, search **out)
     search *searches = hr_alloc((size_t)count, sizeof *searches);
     if (!searches) return HR_ERROR_OUT_OF_MEMORY;
     list_searches(calibrator, searches);
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) num_threads(hr_threads())
     for (int64_t i = 0; i < count; i++)
         run_search(calibrator, &searches[i]);
 

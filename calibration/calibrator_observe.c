@@ -20,6 +20,7 @@
 #include "memory.h"
 #include "status_internal.h"
 #include "tensor_rows.h"
+#include "threads.h"
 #include "transform.h"
 
 enum { CHUNK_TOKENS = 64 };
@@ -78,7 +79,7 @@ static hr_status check_finite(const batch *b)
     int32_t items = item_count(b->layer);
     int64_t *bad = hr_alloc((size_t)items, sizeof *bad);
     if (!bad) return HR_ERROR_OUT_OF_MEMORY;
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) num_threads(hr_threads())
     for (int32_t item = 0; item < items; item++)
         bad[item] = scan_head(b, item);
 
@@ -222,14 +223,14 @@ static hr_status check_layer(const hr_calibrator *calibrator, const hr_calibrato
 static hr_status observe_batch(batch *b)
 {
     size_t dim = (size_t)b->layer->head_dim;
-    b->rows = hr_alloc((size_t)omp_get_max_threads() * CHUNK_TOKENS * dim, sizeof(float));
+    b->rows = hr_alloc((size_t)hr_threads() * CHUNK_TOKENS * dim, sizeof(float));
     b->signs = hr_alloc(dim, sizeof(float));
     hr_status status = b->rows && b->signs ? HR_OK : HR_ERROR_OUT_OF_MEMORY;
     if (status == HR_OK) status = check_finite(b);
     if (status == HR_OK) {
         hr_hadamard_signs(b->calibrator->hadamard_seed, b->layer->head_dim, b->signs);
         int32_t items = item_count(b->layer);
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) num_threads(hr_threads())
         for (int32_t item = 0; item < items; item++)
             observe_head(b, item);
         if (b->calibrator->pass == 1)

@@ -20,6 +20,7 @@
 #include "status_internal.h"
 #include "synth_modes.h"
 #include "synth_random.h"
+#include "threads.h"
 
 enum { HEAD_DIM_STEP = 8, MAX_HEAD_DIM = 256, KINDS = 3 };
 
@@ -144,7 +145,7 @@ static void fill_tensor(const hr_synth_options *options, const hr_synth_mode *mo
     int32_t group = heads / options->num_kv_heads, head_dim = options->head_dim;
     double frequencies[MAX_HEAD_DIM / 2];
     make_frequencies(head_dim, frequencies);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(hr_threads())
     for (int32_t token = 0; token < options->tokens; token++) {
         int32_t sequence = sequence_of(options, token), start = cu_seqlen(options, sequence);
         float *token_values = values + (int64_t)token * heads * head_dim;

@@ -22,6 +22,7 @@
 #include "format_minifloat.h"
 #include "memory.h"
 #include "status_internal.h"
+#include "threads.h"
 
 enum { LANES = 16 };
 
@@ -186,7 +187,7 @@ hr_status hr_epilogue_run(const hr_epilogue *epilogue, const hr_tensor *o,
                            : hr_fail(HR_ERROR_INVALID_ARGUMENT,
                                      "o has %lld elements a token; 2^31 - 1 are the most",
                                      (long long)hidden);
-    const int threads = omp_in_parallel() || tokens * hidden < 1 << 16 ? 1 : omp_get_max_threads();
+    const int threads = omp_in_parallel() || tokens * hidden < 1 << 16 ? 1 : hr_threads();
     float *memory = hr_alloc((size_t)threads, (size_t)hidden * sizeof *memory);
     if (!memory) return HR_ERROR_OUT_OF_MEMORY;
 #pragma omp parallel for schedule(static) num_threads(threads)

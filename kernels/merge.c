@@ -13,6 +13,7 @@
 #include "device_internal.h"
 #include "plan.h"
 #include "status_internal.h"
+#include "threads.h"
 
 enum { CHANNELS = 64 }; /* summed at a time, so that any head_dim needs no allocation */
 
@@ -108,7 +109,8 @@ hr_status hr_merge_states(const hr_tensor *o_parts, const hr_tensor *lse_parts, 
             return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                            "sinks[%lld] is %g; it must be finite, or -infinity for none",
                            (long long)head, (double)sinks[head]);
-#pragma omp parallel for collapse(2) if (tokens * heads * parts * head_dim > 1 << 16)
+#pragma omp parallel for collapse(2)                                                               \
+    num_threads(hr_threads()) if (tokens * heads * parts * head_dim > 1 << 16)
     for (int64_t token = 0; token < tokens; token++)
         for (int64_t head = 0; head < heads; head++) {
             const float *part_o = o_parts->data, *part_lse = lse_parts->data;

@@ -4,17 +4,18 @@
  */
 #include "plan.h"
 
-#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "dispatch.h"
 #include "epilogue.h"
+#include "headroom/machine.h"
 #include "isa.h"
 #include "memory.h"
 #include "plan_device.h"
 #include "plan_residual.h"
 #include "status_internal.h"
+#include "threads.h"
 
 static hr_status copy_array(const void *source, size_t count, size_t size, void *out)
 {
@@ -121,8 +122,9 @@ static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
 {
     if (options->threads < 0)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
-                       "threads is %d; it must be 0 (OpenMP's default) or at least 1",
+                       "threads is %d; it must be 0 (hr_machine_threads) or at least 1",
                        options->threads);
+    if (!options->threads && !hr_machine_threads()) return HR_ERROR_INVALID_ARGUMENT;
     HR_TRY(choose_kernel(plan, problem, recipe, options, place));
     if (options->device == HR_DEVICE_CUDA) return build_device_plan(plan, problem, options);
     if (options->stream)
@@ -138,7 +140,7 @@ static hr_status build_plan(hr_plan *plan, const hr_attention_problem *problem,
     plan->kv_splits = options->kv_splits;
     if (options->epilogue) HR_TRY(hr_epilogue_copy(options->epilogue, problem, &plan->epilogue));
     HR_TRY(hr_plan_build_ranges(plan));
-    plan->threads = options->threads ? options->threads : omp_get_max_threads();
+    plan->threads = options->threads ? options->threads : hr_threads();
     HR_TRY(hr_plan_build_tasks(plan));
     plan->problem.mask.blocks = NULL; /* the caller's, and all in the ranges now */
     if (plan->epilogue) HR_TRY(hr_plan_build_groups(plan));

@@ -15,6 +15,7 @@
 #include "pack_encode.h"
 #include "status_internal.h"
 #include "tensor_rows.h"
+#include "threads.h"
 
 enum {
     CHUNK = 32,               /* tokens whose rotations are computed at a time, on the stack */
@@ -199,7 +200,7 @@ static hr_status append(hr_kv_cache *cache, const hr_tensor *k, const hr_tensor 
                       .tokens = tokens,
                       .threads = 1};
     if (!omp_in_parallel() && tokens * cache->num_kv_heads * cache->head_dim >= PARALLEL_ELEMENTS) {
-        job.threads = omp_get_max_threads();
+        job.threads = hr_threads();
         if (job.threads > cache->num_kv_heads) job.threads = cache->num_kv_heads;
     }
     HR_TRY(check_finite(&job, k, "k"));

@@ -24,6 +24,7 @@
 #include "rope_internal.h"
 #include "status_internal.h"
 #include "tensor_rows.h"
+#include "threads.h"
 #include "transform.h"
 
 /* One call of hr_pack. */
@@ -168,7 +169,7 @@ static hr_status allocate_job(pack_job *job)
 {
     const hr_packed *out = job->out;
     size_t heads = (size_t)out->num_heads, threads;
-    int available = omp_get_max_threads();
+    int available = hr_threads();
     job->threads = out->num_heads < available ? out->num_heads : available;
     threads = (size_t)job->threads;
     job->head_elements = (size_t)out->total_tokens * (size_t)out->head_dim;

@@ -108,6 +108,31 @@ class Stages(CliTest):
         blocks.write_text('{"block_q": 12}')
         self.fails(1, *run, "--block-sparse", blocks, says="it must have the numbers")
 
+    def test_threads(self):
+        """--threads comes before HEADROOM_NUM_THREADS, that before OMP_NUM_THREADS, and without any
+        it is the processors of the affinity mask, or fewer where a quota says so."""
+
+        def threads(*more, **env):
+            kept = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+            run = self.ok("audit", self.rec, "--recipe", "bf16", "--repeats", 1, "--json", *more,
+                          "-o", self.dir / "r", env={**kept, **env})
+            return json.loads(run.stdout)["machine"]["threads"]
+
+        self.assertEqual(threads(OMP_NUM_THREADS="3"), 3)
+        self.assertEqual(threads(OMP_NUM_THREADS="3", HEADROOM_NUM_THREADS="5"), 5)
+        self.assertEqual(threads("--threads", 2, HEADROOM_NUM_THREADS="5"), 2)
+        mask = os.sched_getaffinity(0)
+        self.assertLessEqual(threads(), len(mask))
+        try:
+            os.sched_setaffinity(0, {min(mask)})
+            self.assertEqual(threads(), 1)
+        finally:
+            os.sched_setaffinity(0, mask)
+        for wrong in ("0", "x", "2 ", "4097", "-1"):
+            with self.subTest(wrong):
+                env = {**os.environ, "HEADROOM_NUM_THREADS": wrong}
+                self.fails(2, "kernels", env=env, says=f'HEADROOM_NUM_THREADS is "{wrong}"')
+
     def test_every_instruction_set_level(self):
         """HEADROOM_ISA takes instruction sets away from the last one on, and runs go on."""
         x86 = ("portable", "avx2", "avx512", "avx512vnni", "avx512fp16")

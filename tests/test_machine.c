@@ -3,6 +3,7 @@
  */
 #include <criterion/criterion.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/utsname.h>
 
@@ -55,4 +56,23 @@ Test(machine, compiler_and_commit_have_their_form)
         cr_assert(digits >= 12, "\"%s\"", commit);
         cr_assert(!commit[digits] || strcmp(commit + digits, "-dirty") == 0, "\"%s\"", commit);
     }
+}
+
+Test(machine, a_number_of_threads_that_is_none_fails_plans)
+{
+    const int32_t cu_seqlens[] = {0, 1};
+    hr_attention_problem problem;
+    hr_attention_problem_init(&problem, 1, 1, 16);
+    problem.cu_seqlens_q = problem.cu_seqlens_kv = cu_seqlens;
+    hr_plan *plan;
+    setenv("HEADROOM_NUM_THREADS", "many", 1);
+    cr_assert_eq(hr_machine_threads(), 0);
+    cr_assert(strstr(hr_last_error(), "HEADROOM_NUM_THREADS is \"many\""), "%s", hr_last_error());
+    cr_assert_eq(hr_plan_create(&problem, hr_recipe_preset(0), NULL, &plan),
+                 HR_ERROR_INVALID_ARGUMENT);
+    const hr_plan_options one = {.threads = 1};
+    cr_assert_eq(hr_plan_create(&problem, hr_recipe_preset(0), &one, &plan), HR_OK);
+    hr_plan_free(plan);
+    setenv("HEADROOM_NUM_THREADS", "7", 1);
+    cr_assert_eq(hr_machine_threads(), 7);
 }

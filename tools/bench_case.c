@@ -6,7 +6,6 @@
 #include "bench_case.h"
 
 #include <math.h>
-#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,7 +32,7 @@ static const double CHECK_LIMIT = 0.0625;
 
 int bench_state_init(bench_state *state)
 {
-    if (state->threads == 0) state->threads = omp_get_max_threads();
+    if (state->threads == 0) state->threads = hr_machine_threads();
     state->stream_bytes = STREAM_BYTES;
     state->stream = hr_peak_memory(STREAM_BYTES);
     if (!state->stream) return cli_fail("out of memory for the streaming read");

@@ -7,7 +7,6 @@
 #include <libgen.h>
 #include <limits.h>
 #include <math.h>
-#include <omp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -129,7 +128,8 @@ static error_t parse_common(int key, char *argument, struct argp_state *state)
         return 0;
     case 't':
         common->threads = (int)cli_number("--threads", argument, 1, 4096);
-        omp_set_num_threads(common->threads); /* for what takes no number of its own */
+        /* For what takes no number of its own. */
+        setenv("HEADROOM_NUM_THREADS", argument, 1);
         return 0;
     case 'l':
         parse_layers(argument, common);
@@ -139,15 +139,37 @@ static error_t parse_common(int key, char *argument, struct argp_state *state)
     }
 }
 
-static const struct argp_option common_options[] = {
-    {"layers", 'l', "A-B", 0, "Only layers A to B (or one layer A)", 10},
-    {"json", 'j', NULL, 0, "Print one JSON document on standard output", 10},
-    {"threads", 't', "N", 0, "Threads to use (default: all processors)", 10},
-    {0},
-};
+static error_t parse_timed(int key, char *argument, struct argp_state *state)
+{
+    if (key != 't') return parse_common(key, argument, state);
+    ((cli_common *)state->input)->threads = (int)cli_number("--threads", argument, 1, 4096);
+    return 0;
+}
+
+#define LAYERS                                                                                     \
+    {                                                                                              \
+        "layers", 'l', "A-B", 0, "Only layers A to B (or one layer A)", 10                         \
+    }
+#define JSON                                                                                       \
+    {                                                                                              \
+        "json", 'j', NULL, 0, "Print one JSON document on standard output", 10                     \
+    }
+#define THREADS(help)                                                                              \
+    {                                                                                              \
+        "threads", 't', "N", 0, help, 10                                                           \
+    }
+#define ALL_THREADS "Threads to use (default: all that affinity and CPU quota leave)"
+#define TIMED_THREADS                                                                              \
+    "Threads of the timed runs; all else, such as the FP64 reference, takes what affinity and "    \
+    "CPU quota leave (the default) or HEADROOM_NUM_THREADS says"
+
+static const struct argp_option common_options[] = {LAYERS, JSON, THREADS(ALL_THREADS), {0}};
+static const struct argp_option output_options[] = {JSON, THREADS(ALL_THREADS), {0}};
+static const struct argp_option timed_options[] = {LAYERS, JSON, THREADS(TIMED_THREADS), {0}};
 
 const struct argp cli_common_argp = {.options = common_options, .parser = parse_common};
-const struct argp cli_output_argp = {.options = common_options + 1, .parser = parse_common};
+const struct argp cli_output_argp = {.options = output_options, .parser = parse_common};
+const struct argp cli_timed_argp = {.options = timed_options, .parser = parse_timed};
 
 cli_common cli_common_defaults(void)
 {
@@ -194,6 +216,7 @@ void cli_parse(const struct argp *argp, int argc, char **argv, void *input)
 {
     argp_err_exit_status = CLI_USAGE;
     if (argp_parse(argp, argc, argv, 0, NULL, input) != 0) exit(CLI_USAGE);
+    if (hr_machine_threads() == 0) cli_bad_argument("%s", hr_last_error());
 }
 
 int cli_select_layers(const cli_common *common, const hr_recording *recording, int32_t **layers,

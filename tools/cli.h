@@ -17,16 +17,18 @@
 
 enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 
-/* Options every verb takes; a verb's argp lists cli_common_argp among its children. */
+/* Options every verb takes; a verb's argp lists one of the argps below among its children. */
 typedef struct cli_common {
     bool json;
-    int threads;     /* 0: all */
+    int threads;     /* 0: hr_machine_threads */
     int first, last; /* --layers; last is INT_MAX when not given */
 } cli_common;
 
 extern const struct argp cli_common_argp;
 /* Without --layers, for verbs that read no file with layers. */
 extern const struct argp cli_output_argp;
+/* With a --threads that is of timed runs only: all else takes hr_machine_threads. */
+extern const struct argp cli_timed_argp;
 cli_common cli_common_defaults(void);
 
 /*

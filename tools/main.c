@@ -41,8 +41,8 @@ static void print_help(FILE *stream)
         "Exit codes: 0 done, 1 the work failed or a limit was not met (run --check=MAX), 2 wrong\n"
         "usage. Results go to standard output (--json: one document), errors to standard error.\n"
         "Environment: HEADROOM_ISA=portable,avx2 leaves only these instruction sets;\n"
-        "HEADROOM_LOG=stderr, or a file, is told why each kernel was chosen; OMP_NUM_THREADS as\n"
-        "--threads.\n",
+        "HEADROOM_LOG=stderr, or a file, is told why each kernel was chosen;\n"
+        "HEADROOM_NUM_THREADS=N, and else OMP_NUM_THREADS, is the default of --threads.\n",
         stream);
 }
 

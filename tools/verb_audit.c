@@ -395,7 +395,7 @@ static int run_audit(const audit_arguments *arguments, hr_audit_options *audit_o
 int verb_audit(int argc, char **argv)
 {
     static const struct argp_child children[] = {
-        {&cli_common_argp, 0, NULL, 0}, {&cli_mask_argp, 0, NULL, 0}, {0}};
+        {&cli_timed_argp, 0, NULL, 0}, {&cli_mask_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse,

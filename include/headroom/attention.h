@@ -247,7 +247,7 @@ typedef struct hr_plan hr_plan; /* opaque; immutable after creation; one run at 
 typedef struct hr_plan_options {
     const char *kernel; /* NULL: the best one */
     uint32_t isa_mask;  /* 0: hr_isa_mask(); else the instruction sets allowed among those */
-    int32_t threads;    /* 0: OpenMP's default; 1 when the caller's own threads each run a plan */
+    int32_t threads;    /* 0: hr_machine_threads; 1 when the caller's own threads each run a plan */
     hr_device device;   /* where operands and outputs are and kernels run; see headroom/device.h */
     void *stream;       /* cudaStream_t that runs are queued on; NULL on the CPU */
     /*

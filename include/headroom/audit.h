@@ -121,7 +121,7 @@ typedef struct hr_audit_options {
      */
     const hr_mask *mask;
     hr_device device; /* where recipes run; NULL recipes are then the presets it has kernels for */
-    int32_t threads;  /* of the timed runs; 0: OpenMP's default, which all else uses */
+    int32_t threads;  /* of the timed runs; 0: hr_machine_threads, which all else uses */
     int32_t repeats;  /* timed runs a config; 0: 7 */
     int32_t top_k;    /* 0: 8 */
     hr_progress progress;

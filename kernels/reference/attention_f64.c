@@ -23,6 +23,7 @@
 #include "plan.h"
 #include "reference/dot_keys.h"
 #include "status_internal.h"
+#include "threads.h"
 
 enum {
     KEYS = HR_DOT_KEYS,
@@ -206,7 +207,7 @@ static hr_status allocate_buffers(const hr_attention_problem *problem, reference
     const size_t rows = (size_t)longest(problem->cu_seqlens_q, problem->batch);
     const size_t keys = (size_t)longest(problem->cu_seqlens_kv, problem->batch);
     buffers->keys = (keys + KEYS - 1) / KEYS * KEYS;
-    buffers->threads = omp_in_parallel() ? 1 : omp_get_max_threads();
+    buffers->threads = omp_in_parallel() ? 1 : hr_threads();
     buffers->q = hr_alloc(rows, row);
     buffers->k = hr_alloc(buffers->keys, row);
     buffers->k_rows = hr_alloc(keys, row);
