@@ -126,8 +126,16 @@ typedef struct hr_kernel_args {
     int64_t o_stride;
     float *lse; /* row i at lse + i * lse_stride; NULL: not wanted */
     int64_t lse_stride;
-    void *scratch; /* this thread's, 64-byte aligned, as many bytes as the row's scratch function
-                      says */
+    /*
+     * A number that no other KV head or sequence has, nor the same one in another run: by it a
+     * kernel knows what it kept in scratch for the next task of the KV head. Never 0.
+     */
+    uint64_t kv_id;
+    /*
+     * This thread's, 64-byte aligned, as many bytes as the row's scratch function says; zeros
+     * before a plan's first run, and then as the thread's last task of this plan left it.
+     */
+    void *scratch;
 } hr_kernel_args;
 
 enum { HR_WINDOW_NONE = INT32_MAX };

@@ -7,6 +7,7 @@
  */
 #include <math.h>
 #include <omp.h>
+#include <stdatomic.h>
 
 #include "device_internal.h"
 #include "epilogue.h"
@@ -18,6 +19,17 @@
 
 /* Below this, starting a team costs more than it saves: about 20 microseconds of one core. */
 #define SERIAL_FLOPS 2e6
+
+/*
+ * The first of a run's numbers of KV heads, hr_kernel_args.kv_id: what was made of the operands of
+ * another run, which may lie at the same addresses, has another one. 64 bits do not run out.
+ */
+static uint64_t next_kv_ids(const hr_plan *plan)
+{
+    static atomic_uint_fast64_t next = 1;
+    const int64_t count = (int64_t)plan->problem.batch * plan->problem.num_kv_heads;
+    return atomic_fetch_add_explicit(&next, (uint64_t)count, memory_order_relaxed);
+}
 
 static hr_kernel_operand operand_of(const hr_packed *packed, int32_t head, int32_t sequence)
 {
@@ -82,8 +94,8 @@ static void set_output(const hr_plan *plan, const hr_plan_io *io, const hr_task 
 }
 
 /* `memory` is this thread's: an array of arguments, the kernel's scratch, then the group's tile. */
-static void run_task(const hr_plan *plan, const hr_plan_io *io, const hr_task *task,
-                     unsigned char *memory)
+static void run_task(const hr_plan *plan, const hr_plan_io *io, uint64_t first_kv_id,
+                     const hr_task *task, unsigned char *memory)
 {
     float *tile = plan->epilogue ? (float *)(memory + plan->tile_offset) : NULL;
     const hr_attention_problem *problem = &plan->problem;
@@ -99,6 +111,8 @@ static void run_task(const hr_plan *plan, const hr_plan_io *io, const hr_task *t
     args.range_count = task->range_count;
     args.p_dtype = plan->recipe.p.dtype;
     args.isa_mask = plan->isa_mask;
+    args.kv_id =
+        first_kv_id + (uint64_t)((int64_t)task->sequence * problem->num_kv_heads + kv_head);
     args.scratch = memory + plan->args_bytes;
     const bool empty = task->kv_begin == task->kv_end;
     if (!empty && io->cache) {
@@ -148,14 +162,14 @@ static void run_merge(const hr_plan *plan, const hr_plan_io *io, const hr_merge 
 }
 
 /* All heads of a query tile, and then the epilogue on its rows. */
-static void run_group(const hr_plan *plan, const hr_plan_io *io, const hr_group *group,
-                      unsigned char *memory)
+static void run_group(const hr_plan *plan, const hr_plan_io *io, uint64_t first_kv_id,
+                      const hr_group *group, unsigned char *memory)
 {
     for (int64_t i = group->first; i < group->first + group->count; i++) {
         if (plan->parts > 0)
             run_merge(plan, io, &plan->merges[i], memory);
         else
-            run_task(plan, io, &plan->tasks[i], memory);
+            run_task(plan, io, first_kv_id, &plan->tasks[i], memory);
     }
     const hr_attention_problem *problem = &plan->problem;
     const hr_epilogue_rows rows = {.o = (float *)(memory + plan->tile_offset),
@@ -222,6 +236,7 @@ hr_status hr_plan_run_io(const hr_plan *plan, const hr_plan_io *io)
     HR_TRY(hr_plan_check_operands(plan, io));
     HR_TRY(hr_plan_check_outputs(plan, io));
     if (plan->device) return hr_plan_device_run(plan, io);
+    const uint64_t first_kv_id = next_kv_ids(plan);
     const int threads = omp_in_parallel() || plan->flops < SERIAL_FLOPS ? 1 : plan->threads;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -230,14 +245,14 @@ hr_status hr_plan_run_io(const hr_plan *plan, const hr_plan_io *io)
         const int64_t tasks = plan->epilogue && plan->parts == 0 ? 0 : plan->task_count;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < tasks; i++)
-            run_task(plan, io, &plan->tasks[i], memory);
+            run_task(plan, io, first_kv_id, &plan->tasks[i], memory);
         const int64_t merges = plan->epilogue ? 0 : plan->merge_count;
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < merges; i++)
             run_merge(plan, io, &plan->merges[i], memory);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < plan->group_count; i++)
-            run_group(plan, io, &plan->groups[i], memory);
+            run_group(plan, io, first_kv_id, &plan->groups[i], memory);
     }
     return HR_OK;
 }

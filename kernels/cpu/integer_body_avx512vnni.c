@@ -29,26 +29,40 @@ size_t hr_integer_attention_avx512vnni_scratch(int32_t head_dim)
 }
 
 /* K's scales for codes that have a fraction. */
-RARE void scale_fractions(task *t)
+RARE void scale_fractions(const task *t, tile_columns columns[SUBTILES])
 {
     const __m512 unit = _mm512_set1_ps(hr_integer_power(-t->k_fraction));
     for (int32_t j = 0; j < HR_INTEGER_TILE; j += 16) {
-        float *k = t->columns[j / SUBTILE].k + j % SUBTILE;
+        float *k = columns[j / SUBTILE].k + j % SUBTILE;
         _mm512_store_ps(k, _mm512_mul_ps(_mm512_load_ps(k), unit));
     }
 }
 
-/* Step 1, and a of step 2 when F has changed. */
-static void prepare_tile(task *t)
+/* Step 1. */
+static void make_columns(task *t, tile_columns columns[SUBTILES], tile_exponents *tile)
 {
-    const int32_t f = t->tile.f, left = t->args->seqlen_kv - t->first;
+    const int32_t left = t->args->seqlen_kv - t->first;
     const int32_t count = left < HR_INTEGER_TILE ? left : HR_INTEGER_TILE;
     const float k_max = gather_scales(&t->args->k, t->head_dim, t->first, count, t->k_scale);
     const float v_max = gather_scales(&t->args->v, t->head_dim, t->first, count, t->v_scale);
-    const int32_t fraction = t->tile.fraction;
-    t->tile = scale_columns(t->k_scale, k_max, t->v_scale, v_max, count, t->columns);
-    t->tile.fraction = fraction;
-    if (t->k_fraction) scale_fractions(t);
+    *tile = scale_columns(t->k_scale, k_max, t->v_scale, v_max, count, columns);
+    tile->fraction = hr_integer_fraction(&t->args->v);
+    if (t->k_fraction) scale_fractions(t, columns);
+}
+
+/* Step 1, unless an earlier task did it, and a of step 2 when F has changed. */
+static void prepare_tile(task *t)
+{
+    kept_columns *kept = &t->kept;
+    const int32_t f = t->tile.f, tile = t->first / HR_INTEGER_TILE;
+    const int32_t place = tile < KEPT_TILES ? tile : KEPT_TILES;
+    const uint64_t bit = tile < KEPT_TILES ? UINT64_C(1) << tile : 0;
+    if (kept->kv_id != t->args->kv_id) kept->tiles = 0;
+    kept->kv_id = t->args->kv_id;
+    if (!(kept->tiles & bit)) make_columns(t, kept->columns[place], &kept->exponents[place]);
+    kept->tiles |= bit;
+    t->columns = kept->columns[place];
+    t->tile = kept->exponents[place];
     if (f == t->tile.f) return;
     const __m512d unit = _mm512_set1_pd(ldexp(t->octave, t->tile.f));
     for (int32_t b = 0; b < t->blocks; b++)
@@ -433,9 +447,8 @@ void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni
     t->cap = hr_integer_cap_of(args->softcap);
     t->slope = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E) * HR_INTEGER_OCTAVE;
     t->exact_logits = args->softcap != 0 || t->slope != 0 || t->k_fraction != 0;
-    t->tile.f = INT32_MIN; /* no tile's F */
-    t->tile.fraction = hr_integer_fraction(&args->v);
-    assert(!t->precise || t->tile.fraction == 0); /* T would leave int32 */
+    t->tile.f = INT32_MIN;                                     /* no tile's F */
+    assert(!t->precise || hr_integer_fraction(&args->v) == 0); /* T would leave int32 */
     const int vectors = t->channels / 16, columns = (vectors + 3) / 4;
     for (int i = 0; i < columns; i++)
         t->width[i] = (int8_t)((vectors + columns - 1 - i) / columns);

@@ -55,6 +55,19 @@ typedef struct passage {
     int tail[GROUPS]; /* those of the last subtile are in its first 16 * tail keys; 4: anywhere */
 } passage;
 
+/*
+ * The columns of a KV head's first 16384 keys as they were last prepared, so that not every task of
+ * the head does it again: 16 bytes a key. Tiles further on share the last place.
+ */
+enum { KEPT_TILES = 64 };
+
+typedef struct kept_columns {
+    uint64_t kv_id; /* whose: hr_kernel_args.kv_id */
+    uint64_t tiles; /* bit t: those of tile t are there */
+    tile_exponents exponents[KEPT_TILES + 1];
+    tile_columns columns[KEPT_TILES + 1][SUBTILES];
+} kept_columns;
+
 typedef struct task {
     passage passage[2];
     /* A block's y in the order of micro_qk_logits, and its P. */
@@ -62,7 +75,6 @@ typedef struct task {
     ALIGNED uint8_t p[GROUPS][SUBTILES][ROWS][SUBTILE];
     ALIGNED uint16_t lanes[BLOCK][32]; /* the block's least y by lanes */
     ALIGNED uint16_t unused_lanes[ROWS][32];
-    tile_columns columns[SUBTILES];
     ALIGNED uint8_t
         p_low[GROUPS][SUBTILES][ROWS][SUBTILE];   /* of P in I16; p is then its high bits */
     ALIGNED float exact[SUBTILES][ROWS][SUBTILE]; /* a group's y in FP32, where it is needed */
@@ -72,7 +84,8 @@ typedef struct task {
     int32_t head_dim, channels; /* channels: head_dim rounded up to 16 */
     int8_t width[HR_INTEGER_MAX_HEAD_DIM / HR_MICRO_COLUMNS + 1]; /* of column blocks, in vectors */
     int32_t blocks;
-    int32_t first; /* the tile's first key */
+    int32_t first;               /* the tile's first key */
+    const tile_columns *columns; /* [SUBTILES] of the tile, in kept */
     tile_exponents tile;
     bool half;          /* the CPU has AVX512-FP16 */
     bool precise;       /* P in I16 */
@@ -84,6 +97,7 @@ typedef struct task {
     hr_integer_vnni_tile codes;
     int32_t *q; /* [blocks * 2][head_dim / 4][6] dwords */
     float *o;   /* [blocks * 12][channels] */
+    kept_columns kept;
 } task;
 
 #endif
