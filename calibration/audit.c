@@ -23,9 +23,7 @@ enum { DEFAULT_REPEATS = 7, DEFAULT_TOP_K = 8 };
 static const double SAMPLE_SECONDS = 1e-3;
 
 typedef struct config_state {
-    hr_profile *profile;      /* owned: calibrated here; NULL otherwise */
-    const hr_profile *scales; /* the profile to take scales from; NULL: all dynamic */
-    double *seconds;          /* [repeats], summed over layers */
+    double *seconds; /* [repeats], summed over layers */
     double flops;
     hr_audit_sums *heads;   /* all layers' heads */
     hr_audit_run_state run; /* of the layer at hand */
@@ -67,7 +65,7 @@ static hr_status add_config(audit_work *work, const hr_recipe *recipe, const cha
     for (int32_t i = 0; i < audit->config_count; i++)
         if (strcmp(audit->configs[i].id, config.id) == 0) return HR_OK;
     audit->configs[audit->config_count] = config;
-    work->states[audit->config_count].scales = profile;
+    audit->configs[audit->config_count].profile = profile;
     audit->config_count++;
     return HR_OK;
 }
@@ -194,16 +192,17 @@ static hr_status calibrate_passes(audit_work *work, hr_calibrator *calibrator)
 }
 
 /* Calibrates a config with static scales on the recording itself. */
-static hr_status calibrate(audit_work *work, const hr_audit_config *config, config_state *state)
+static hr_status calibrate(audit_work *work, hr_audit_config *config)
 {
     hr_calibrator_options options = {.recipe = config->recipe, .observer = config->observer};
     hr_calibrator *calibrator = NULL;
+    hr_profile *profile = NULL;
     HR_TRY(hr_calibrator_create(&options, &calibrator));
     hr_status status = hr_calibrator_set_source(calibrator, &work->info);
     if (status == HR_OK) status = calibrate_passes(work, calibrator);
-    if (status == HR_OK) status = hr_calibrator_finish(calibrator, NULL, 0, &state->profile);
+    if (status == HR_OK) status = hr_calibrator_finish(calibrator, NULL, 0, &profile);
     hr_calibrator_free(calibrator);
-    state->scales = state->profile;
+    config->profile = profile;
     return status;
 }
 
@@ -220,8 +219,8 @@ static hr_status allocate_configs(audit_work *work)
         state->seconds = hr_alloc((size_t)work->repeats, sizeof *state->seconds);
         if (!config->layers || !config->heads || !state->heads || !state->seconds)
             return HR_ERROR_OUT_OF_MEMORY;
-        if (*config->observer && !state->scales) {
-            hr_status status = calibrate(work, config, state);
+        if (*config->observer && !config->profile) {
+            hr_status status = calibrate(work, config);
             if (status != HR_OK) return hr_fail_in(status, "calibrating %s", config->id);
         }
         HR_TRY(step(work, config->id));
@@ -273,11 +272,12 @@ static hr_status measure_config(audit_work *work, const hr_audit_reference *refe
     hr_audit_config *config = &audit->configs[c];
     config_state *state = &work->states[c];
     hr_layer_scales scales;
-    if (state->scales)
-        HR_TRY(hr_profile_scales(state->scales, audit->layers[at].layer, &config->recipe, &scales));
+    if (config->profile)
+        HR_TRY(
+            hr_profile_scales(config->profile, audit->layers[at].layer, &config->recipe, &scales));
     hr_audit_sums *heads = state->heads + audit->head_offset[at];
     HR_TRY(hr_audit_measure(
-        reference, &config->recipe, state->scales ? &scales : NULL,
+        reference, &config->recipe, config->profile ? &scales : NULL,
         &(hr_plan_options){.threads = work->threads, .device = work->options->device}, work->top_k,
         &state->run, heads));
 
@@ -423,6 +423,7 @@ hr_status hr_audit_run(const hr_recording *recording, const hr_audit_options *op
     audit->recording = work.info;
     audit->top_k = work.top_k;
     audit->threads = work.threads;
+    audit->profile = options->profile;
     audit->masked = options->mask != NULL;
     if (options->mask) audit->mask = *options->mask;
     if (audit->mask.blocks) audit->blocks = *audit->mask.blocks;
@@ -431,7 +432,6 @@ hr_status hr_audit_run(const hr_recording *recording, const hr_audit_options *op
     audit->blocks.columns = NULL;
     hr_status status = run_audit(&work);
     for (int32_t c = 0; c < audit->config_count; c++) {
-        hr_profile_free(work.states[c].profile);
         free(work.states[c].seconds);
         free(work.states[c].heads);
     }
@@ -448,6 +448,8 @@ void hr_audit_free(hr_audit *audit)
 {
     if (!audit) return;
     for (int32_t c = 0; c < audit->config_count; c++) {
+        if (audit->configs[c].profile != audit->profile)
+            hr_profile_free((hr_profile *)audit->configs[c].profile);
         free(audit->configs[c].layers);
         free(audit->configs[c].heads);
     }
@@ -460,29 +462,4 @@ void hr_audit_free(hr_audit *audit)
     free(audit->layers);
     free(audit->head_offset);
     free(audit);
-}
-
-/* Fewer bits are preferred, then the smaller error on this head; of equals, the first stays. */
-static bool preferred(const hr_audit_config *a, const hr_audit_config *b, int32_t head)
-{
-    if (a->kv_bits != b->kv_bits) return a->kv_bits < b->kv_bits;
-    return a->heads[head].total.rel_l2 < b->heads[head].total.rel_l2;
-}
-
-hr_status hr_audit_choose(const hr_audit *audit, double budget, int32_t *choice)
-{
-    if (!audit || !choice)
-        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "%s is NULL", audit ? "choice" : "audit");
-    if (!(budget > 0))
-        return hr_fail(HR_ERROR_INVALID_ARGUMENT,
-                       "the error budget is %g; it is a relative L2 error and must be > 0", budget);
-    for (int32_t h = 0; h < audit->head_offset[audit->layer_count]; h++) {
-        choice[h] = -1;
-        for (int32_t c = 0; c < audit->config_count; c++) {
-            const hr_audit_config *config = &audit->configs[c];
-            if (!(config->heads[h].total.rel_l2 <= budget)) continue;
-            if (choice[h] < 0 || preferred(config, &audit->configs[choice[h]], h)) choice[h] = c;
-        }
-    }
-    return HR_OK;
 }

@@ -298,7 +298,23 @@ static double mean_bits(const hr_audit *audit, const int32_t *choice)
     return sum / weight;
 }
 
-static json_t *choice_object(builder *b, double budget, const int32_t *choice)
+static json_t *uniform_object(builder *b, const hr_audit_uniform *uniform)
+{
+    const hr_audit_config *configs = b->audit->configs;
+    const bool none = uniform->config < 0, alone = uniform->narrower < 0;
+    json_t *object = json_object(), *narrower = alone ? json_null() : json_object();
+    set(b, object, "config", text_or_null(none ? NULL : configs[uniform->config].id));
+    set(b, object, "rel_l2", figure(uniform->worst));
+    if (!alone) {
+        set(b, narrower, "config", json_string(configs[uniform->narrower].id));
+        set(b, narrower, "broken_heads", json_integer(uniform->broken));
+    }
+    set(b, object, "narrower", narrower);
+    return object;
+}
+
+static json_t *choice_object(builder *b, double budget, const int32_t *choice,
+                             const hr_audit_uniform *uniform)
 {
     const hr_audit *audit = b->audit;
     json_t *object = json_object(), *heads = json_array(), *counts = json_object();
@@ -327,6 +343,7 @@ static json_t *choice_object(builder *b, double budget, const int32_t *choice)
     set(b, object, "counts", counts);
     set(b, object, "unmet", json_integer(unmet));
     set(b, object, "mean_kv_bits", json_real(mean_bits(audit, choice)));
+    set(b, object, "uniform", uniform_object(b, uniform));
     return object;
 }
 
@@ -395,7 +412,8 @@ static json_t *created_text(void)
     return json_string(text);
 }
 
-static json_t *report_object(builder *b, double budget, const int32_t *choice)
+static json_t *report_object(builder *b, double budget, const int32_t *choice,
+                             const hr_audit_uniform *uniform)
 {
     json_t *report = json_object(), *headroom = json_object();
     set(b, headroom, "version", json_string(hr_version()));
@@ -410,7 +428,7 @@ static json_t *report_object(builder *b, double budget, const int32_t *choice)
     set(b, report, "configs", configs_array(b));
     set(b, report, "baselines", baselines_array(b));
     set(b, report, "pareto", pareto_array(b));
-    set(b, report, "choice", choice_object(b, budget, choice));
+    set(b, report, "choice", choice_object(b, budget, choice, uniform));
     return report;
 }
 
@@ -422,10 +440,12 @@ hr_status hr_audit_json(const hr_audit *audit, double budget, char **out)
     int32_t heads = audit->head_offset[audit->layer_count];
     int32_t *choice = hr_alloc((size_t)heads, sizeof *choice);
     if (!choice) return HR_ERROR_OUT_OF_MEMORY;
+    hr_audit_uniform uniform;
     hr_status status = hr_audit_choose(audit, budget, choice);
+    if (status == HR_OK) status = hr_audit_choose_uniform(audit, budget, &uniform);
     if (status == HR_OK) {
         builder b = {.audit = audit};
-        json_t *report = report_object(&b, budget, choice);
+        json_t *report = report_object(&b, budget, choice, &uniform);
         if (!b.failed) *out = json_dumps(report, JSON_COMPACT | JSON_REAL_PRECISION(7));
         json_decref(report);
         if (!*out) status = hr_fail(HR_ERROR_OUT_OF_MEMORY, "out of memory for the report");

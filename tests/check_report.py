@@ -43,6 +43,7 @@ def problems(report):
         *pareto_problems(report),
         *worst_problems(report),
         *choice_problems(report),
+        *uniform_problems(report),
     ]
 
 
@@ -215,6 +216,34 @@ def choice_problems(report):
     )
     if not abs(bits - given["mean_kv_bits"]) <= 1e-3 * bits:
         yield f"choice.mean_kv_bits is {given['mean_kv_bits']}, the heads give {bits}"
+
+
+def choose_uniform(report, budget):
+    """(config or None, its worst error, the best of fewer bits or None, how many heads it breaks),
+    and whether rounding of figures could change that."""
+    rows, close = [], False
+    for config in report["configs"]:
+        errors = list(head_errors(config).values())
+        close = close or any(e is not None and abs(e - budget) <= SLACK * budget for e in errors)
+        broken = sum(error is None or error > budget for error in errors)
+        rows.append((config, broken, None if None in errors else max(errors)))
+    whole = [row for row in rows if not row[1]]
+    suited = min(whole, key=lambda row: (row[0]["kv_bits"], row[2]), default=None)
+    fewer = [row for row in rows if not suited or row[0]["kv_bits"] < suited[0]["kv_bits"]]
+    narrower = min(fewer, key=lambda row: (row[1], row[0]["kv_bits"]), default=None)
+    return suited, narrower, close
+
+
+def uniform_problems(report):
+    given = report["choice"]["uniform"]
+    suited, narrower, close = choose_uniform(report, report["choice"]["budget"])
+    wanted = {
+        "config": suited and suited[0]["id"],
+        "rel_l2": suited and suited[2],
+        "narrower": narrower and {"config": narrower[0]["id"], "broken_heads": narrower[1]},
+    }
+    if given != wanted and not close:
+        yield f"choice.uniform is {given}, the heads give {wanted}"
 
 
 def main(paths):

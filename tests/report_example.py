@@ -264,12 +264,29 @@ def choose(configs, budget):
             heads.append(choice)
             bits.append(choice["kv_bits"])
     chosen = [head["config"] for head in heads]
+    rows = []
+    for config in sorted(configs, key=lambda config: config["kv_bits"]):
+        errors = [
+            row["scores"]["total"]["rel_l2"] for layer in config["layers"] for row in layer["heads"]
+        ]
+        broken = sum(error is None or error > budget for error in errors)
+        rows.append((config["kv_bits"], config["id"], broken, max(error if error is not None else math.inf for error in errors)))
+    whole = [row for row in rows if not row[2]]
+    suited = min(whole, key=lambda row: (row[0], row[3]), default=None)
+    fewer = [row for row in rows if not suited or row[0] < suited[0]]
+    narrower = min(fewer, key=lambda row: row[2], default=None)
+    uniform = {
+        "config": suited and suited[1],
+        "rel_l2": suited and suited[3],
+        "narrower": narrower and {"config": narrower[1], "broken_heads": narrower[2]},
+    }
     return {
         "budget": budget,
         "heads": heads,
         "counts": {config["id"]: chosen.count(config["id"]) for config in configs},
         "unmet": chosen.count(None),
         "mean_kv_bits": short(sum(bits) / len(bits)),
+        "uniform": uniform,
     }
 
 

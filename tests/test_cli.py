@@ -37,13 +37,56 @@ class Stages(CliTest):
         report = json.loads(self.ok(*audit, "--json").stdout)
         worst = {c["id"]: c["worst_heads"][0]["rel_l2"] for c in report["configs"]}
         self.assertLess(worst["int8"], worst["int4"])
-        for budget, says in (
-            (2 * worst["int4"], "One recipe for all heads: int4, "),
-            ((worst["int8"] * worst["int4"]) ** 0.5, "One recipe for all heads: int8, "),
-            (worst["int8"] / 100, "No recipe here meets it on all heads; int4 (6.00 bits) breaks 8"),
+        for budget, config, says in (
+            (2 * worst["int4"], "int4", "One recipe for all heads: int4, "),
+            ((worst["int8"] * worst["int4"]) ** 0.5, "int8", "One recipe for all heads: int8, "),
+            (worst["int8"] / 100, None,
+             "No recipe here meets it on all heads; int4 (6.00 bits) breaks 8"),
         ):
             with self.subTest(budget=budget):
                 self.assertIn(says, self.ok(*audit, "--budget", budget).stdout)
+                report = json.loads((self.dir / "r/report.json").read_text())
+                uniform = report["choice"]["uniform"]
+                self.assertEqual(uniform["config"], config)
+                self.assertEqual(uniform["rel_l2"], worst.get(config))
+                self.assertEqual(uniform["narrower"] is None, config == "int4")
+
+    def test_a_choice_is_what_the_audit_measured(self):
+        folder = self.dir / "report"
+        audit = ("audit", self.rec, "--observer", "absmax,mse", "--repeats", 1, "-o", folder)
+        report = json.loads(self.ok(*audit, "--budget", 0.04, "--json").stdout)
+        path, out = folder / "choice.json", self.dir / "out.safetensors"
+        choice = json.loads(path.read_text())
+        used = {config for layer in choice["layers"] for config in layer["configs"]}
+        self.assertEqual({config["id"] for config in choice["configs"]}, used)
+        self.assertGreater(len(used), 1)
+        run = ("run", self.rec, "--choice", path, "-o", out)
+        text = self.ok(*run, "--check=0.04").stdout
+        for config in used:
+            self.assertIn(f" {config} ", text)
+        # KV heads of a config are those of a run with that recipe alone.
+        result = json.loads(self.ok(*run, "--check", "--json").stdout)
+        self.assertEqual(sum(config["kv_heads"] for config in result["configs"]), 4)
+        self.assertEqual(result["choice"], str(path))
+        worst = {(head["layer"], head["head"]): head["rel_l2"] for head in report["choice"]["heads"]}
+        for layer, checked in zip(choice["layers"], result["layers"]):
+            self.assertLessEqual(checked["error"]["rel_l2"], max(layer["rel_l2"]))
+            for kv_head, error in enumerate(layer["rel_l2"]):
+                group = [worst[layer["layer"], 2 * kv_head + i] for i in range(2)]
+                self.assertGreaterEqual(error * (1 + 1e-5), max(group))
+        # One layer, another config written by hand, and what does not go together.
+        choice["layers"] = [{**choice["layers"][1], "configs": ["int8", "mine"]}]
+        choice["layers"][0].pop("rel_l2")
+        choice["configs"] = [{"id": "int8", "recipe": "int8"},
+                             {"id": "mine", "recipe": "int4:kv.granularity=group8"}]
+        path.write_text(json.dumps(choice))
+        self.fails(1, *run, says="the choice has no layer 0", left=(out.name, "report"))
+        self.ok(*run, "--layers", 1)
+        for option in ("--recipe", "--profile", "--kernel"):
+            self.fails(2, *run, option, "int8", says=f"{option} has no say", left=(out.name, "report"))
+        self.fails(2, "run", self.rec, "--choice", path, "-o", path, says="is the input")
+        path.write_text("{}")
+        self.fails(1, *run, says=("choice.json", "schema is not"), left=(out.name, "report"))
 
     def test_packed_and_recording_give_the_same_output(self):
         for recipe in ("bf16", "int8", "int4", "int8-fp8"):

@@ -280,6 +280,39 @@ static hr_status fill_cache(void)
     return status;
 }
 
+/* A choice through its file, and the first layer as it says. */
+static hr_status choose_and_mix(const hr_audit *audit, const hr_recording *recording)
+{
+    const char *const path = out_path.text;
+    hr_choice *made = NULL, *choice = NULL;
+    hr_mixed *mixed = NULL;
+    hr_recipe recipes[2];
+    hr_layer_scales scales[2];
+    hr_recording_layer layer;
+    hr_status status = hr_choice_from_audit(audit, 0.05, &made);
+    if (status == HR_OK) status = hr_choice_write(made, path);
+    if (status == HR_OK) status = hr_choice_read(path, &choice);
+    if (status == HR_OK) status = hr_choice_scales(choice, 0, scales);
+    if (status == HR_OK) status = hr_recording_get_layer(recording, 0, &layer);
+    if (status == HR_OK) {
+        const hr_recording_info info = hr_recording_get_info(recording);
+        hr_attention_problem problem;
+        hr_attention_problem_init(&problem, layer.num_heads, layer.num_kv_heads, layer.head_dim);
+        problem.batch = info.batch;
+        problem.cu_seqlens_q = problem.cu_seqlens_kv = info.cu_seqlens;
+        hr_choice_recipes(choice, recipes);
+        status = hr_mixed_create(&problem, recipes, choice->config_count, choice->layers[0].config,
+                                 NULL, &mixed);
+    }
+    if (status == HR_OK) status = hr_mixed_pack(mixed, &layer.q, &layer.k, &layer.v, scales);
+    if (status == HR_OK) status = hr_mixed_start(mixed);
+    hr_mixed_free(mixed);
+    hr_choice_free(choice);
+    hr_choice_free(made);
+    remove(scratch_file(&scratch, "out-fp8-absmax.safetensors").text);
+    return status;
+}
+
 static hr_status audit(void)
 {
     hr_recording *recording = NULL;
@@ -292,6 +325,7 @@ static hr_status audit(void)
     if (status == HR_OK) status = hr_recording_open(recording_path.text, &recording);
     if (status == HR_OK) status = hr_audit_run(recording, &options, &result);
     if (status == HR_OK) status = hr_audit_json(result, 0.05, &json);
+    if (status == HR_OK) status = choose_and_mix(result, recording);
     free(json);
     hr_audit_free(result);
     if (recording) hr_recording_close(recording);

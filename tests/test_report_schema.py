@@ -136,6 +136,8 @@ class Schema(unittest.TestCase):
             "front": lambda r: r["pareto"].pop(),
             "choice": lambda r: r["choice"]["heads"][0].update(config="bf16"),
             "counts": lambda r: r["choice"].update(unmet=1),
+            "uniform": lambda r: r["choice"]["uniform"].update(config="bf16"),
+            "narrower": lambda r: r["choice"]["uniform"].update(narrower=None),
             "mean": lambda r: r["choice"].update(mean_kv_bits=1.0),
             "NaN with figures": lambda r: head(r).update(nonfinite=3),
             "null without reason": lambda r: head(r).update(rmse=None),

@@ -39,8 +39,25 @@ int layer_input_open(layer_input *input, const cli_common *common, const char *r
     return cli_select_layers(common, input->recording, &input->layers, &input->layer_count);
 }
 
+int layer_input_open_choice(layer_input *input, const cli_common *common, const char *recording,
+                            const char *choice)
+{
+    memset(input, 0, sizeof *input);
+    if (hr_recording_open(recording, &input->recording) != HR_OK ||
+        hr_choice_read(choice, &input->choice) != HR_OK)
+        return cli_fail_library(NULL);
+    input->info = hr_recording_get_info(input->recording);
+    int code = cli_select_layers(common, input->recording, &input->layers, &input->layer_count);
+    if (code != CLI_OK) return code;
+    if (hr_choice_check(input->choice, input->recording, input->layers, input->layer_count) !=
+        HR_OK)
+        return cli_fail_library(choice);
+    return CLI_OK;
+}
+
 void layer_input_close(layer_input *input)
 {
+    hr_choice_free(input->choice);
     hr_recording_close(input->recording);
     hr_profile_free(input->profile);
     free(input->layers);
@@ -72,4 +89,27 @@ int layer_input_pack(const layer_input *input, const hr_recording_layer *layer,
                       input->profile ? &scales : NULL, out) == HR_OK)
         return CLI_OK;
     return cli_fail("%s: layer %d: %s", input->info.path, layer->layer, hr_last_error());
+}
+
+int layer_input_mix(const layer_input *input, const hr_recording_layer *layer,
+                    const hr_attention_problem *problem, const hr_plan_options *options,
+                    hr_mixed **out)
+{
+    const hr_choice *choice = input->choice;
+    const hr_choice_layer *chosen = hr_choice_find_layer(choice, layer->layer);
+    hr_recipe *recipes = calloc((size_t)choice->config_count, sizeof *recipes);
+    hr_layer_scales *scales = calloc((size_t)choice->config_count, sizeof *scales);
+    *out = NULL;
+    int code = recipes && scales ? CLI_OK : cli_fail("out of memory");
+    if (code == CLI_OK) {
+        hr_choice_recipes(choice, recipes);
+        if (hr_choice_scales(choice, layer->layer, scales) != HR_OK ||
+            hr_mixed_create(problem, recipes, choice->config_count, chosen->config, options, out) !=
+                HR_OK ||
+            hr_mixed_pack(*out, &layer->q, &layer->k, &layer->v, scales) != HR_OK)
+            code = cli_fail("%s: layer %d: %s", input->info.path, layer->layer, hr_last_error());
+    }
+    free(recipes);
+    free(scales);
+    return code;
 }

@@ -1,6 +1,7 @@
 /*
  * headroom audit REC -o DIR: accuracy against speed of recipes on a recording. Prints a table and
- * the answer per head; writes DIR/report.json and DIR/report.html.
+ * the answer per head; writes DIR/report.json, DIR/report.html and, for headroom run,
+ * DIR/choice.json with the profiles that it names.
  */
 #include <errno.h>
 #include <math.h>
@@ -14,7 +15,7 @@
 #include "mask_option.h"
 #include "report_page.h"
 
-enum { LIST_MAX = 64, KEY_BUDGET = 256, KEY_REPEATS, KEY_DEVICE };
+enum { PATH_BYTES = 4096, LIST_MAX = 64, KEY_BUDGET = 256, KEY_REPEATS, KEY_DEVICE };
 
 typedef struct audit_arguments {
     cli_common common;
@@ -27,8 +28,8 @@ typedef struct audit_arguments {
 } audit_arguments;
 
 static const struct argp_option options[] = {
-    {"output", 'o', "DIR", 0, "Folder for report.json and report.html (required; made if missing)",
-     0},
+    {"output", 'o', "DIR", 0,
+     "Folder for report.json, report.html and choice.json (required; made if missing)", 0},
     {"profile", 'p', "PROFILE", 0,
      "Profile with static scales (default: calibrate on the recording itself)", 0},
     {"recipe", 'r', "LIST", 0,
@@ -227,52 +228,25 @@ static int32_t next_by_bits(const hr_audit *audit, int32_t last)
     return next;
 }
 
-/* How many heads exceed the budget with a config, and the largest error; NaN exceeds any. */
-static int32_t count_broken(const hr_audit *audit, int32_t config, double budget, double *worst)
+/* The recipe that suits all heads, and which one nearly does. */
+static int print_uniform(const hr_audit *audit, double budget)
 {
-    int32_t broken = 0;
-    *worst = 0;
-    for (int32_t h = 0; h < audit->head_offset[audit->layer_count]; h++) {
-        double error = audit->configs[config].heads[h].total.rel_l2;
-        broken += !(error <= budget);
-        if (!(error <= *worst)) *worst = error;
-    }
-    return broken;
-}
-
-/*
- * The config of fewest bits that every head can live with, and of the narrower ones that which
- * breaks the fewest heads.
- */
-static void print_uniform(const hr_audit *audit, double budget)
-{
-    int32_t chosen = -1, close = -1, least = INT32_MAX;
-    double best = INFINITY, worst;
-    for (int32_t c = next_by_bits(audit, -1); c >= 0; c = next_by_bits(audit, c)) {
-        if (chosen >= 0 && audit->configs[c].kv_bits > audit->configs[chosen].kv_bits) break;
-        if (count_broken(audit, c, budget, &worst) > 0 || !(worst < best)) continue;
-        chosen = c;
-        best = worst;
-    }
-    for (int32_t c = next_by_bits(audit, -1); c >= 0; c = next_by_bits(audit, c)) {
-        if (chosen >= 0 && audit->configs[c].kv_bits >= audit->configs[chosen].kv_bits) break;
-        int32_t broken = count_broken(audit, c, budget, &worst);
-        if (broken >= least) continue;
-        least = broken;
-        close = c;
-    }
-    if (chosen >= 0)
+    hr_audit_uniform uniform;
+    if (hr_audit_choose_uniform(audit, budget, &uniform) != HR_OK) return cli_fail_library(NULL);
+    if (uniform.config >= 0)
         printf("One recipe for all heads: %s, %.2f bits, worst head %.2e",
-               audit->configs[chosen].id, audit->configs[chosen].kv_bits, best);
+               audit->configs[uniform.config].id, audit->configs[uniform.config].kv_bits,
+               uniform.worst);
     else
         printf("No recipe here meets it on all heads");
-    if (close >= 0)
-        printf("; %s (%.2f bits) breaks %d head%s", audit->configs[close].id,
-               audit->configs[close].kv_bits, least, cli_s(least));
+    if (uniform.narrower >= 0)
+        printf("; %s (%.2f bits) breaks %d head%s", audit->configs[uniform.narrower].id,
+               audit->configs[uniform.narrower].kv_bits, uniform.broken, cli_s(uniform.broken));
     printf(".\n");
+    return CLI_OK;
 }
 
-static int print_choice(const hr_audit *audit, double budget)
+static int print_choice(const hr_audit *audit, double budget, const hr_choice *kv_choice)
 {
     int32_t heads = audit->head_offset[audit->layer_count];
     int32_t *choice = calloc((size_t)heads, sizeof *choice);
@@ -290,19 +264,9 @@ static int print_choice(const hr_audit *audit, double budget)
     }
     int32_t unmet = count_choice(choice, heads, -1);
     if (unmet > 0) printf("  %4d cannot live with any of these recipes\n", unmet);
-    print_uniform(audit, budget);
     free(choice);
-    return CLI_OK;
-}
-
-static int write_file(const char *folder, const char *name, const char *text, size_t size,
-                      char *path, size_t path_size)
-{
-    int needed = snprintf(path, path_size, "%s/%s", folder, name);
-    if (needed < 0 || (size_t)needed >= path_size)
-        return cli_fail("%s: the path is too long", folder);
-    if (hr_file_write_atomic(path, text, size) != HR_OK) return cli_fail_library(NULL);
-    return CLI_OK;
+    printf("A recipe for each KV head: %.2f bits on average.\n", kv_choice->kv_bits);
+    return print_uniform(audit, budget);
 }
 
 static int make_folder(const char *path)
@@ -318,25 +282,57 @@ static int make_folder(const char *path)
     return CLI_OK;
 }
 
+/* The paths of what an audit writes. */
+typedef struct outputs {
+    char json[PATH_BYTES], page[PATH_BYTES], choice[PATH_BYTES];
+} outputs;
+
+static int name_outputs(const char *folder, outputs *paths)
+{
+    const struct {
+        const char *name;
+        char *path;
+    } files[] = {
+        {"report.json", paths->json}, {"report.html", paths->page}, {"choice.json", paths->choice}};
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+        const int needed = snprintf(files[i].path, PATH_BYTES, "%s/%s", folder, files[i].name);
+        if (needed < 0 || needed >= PATH_BYTES) return cli_fail("%s: the path is too long", folder);
+    }
+    return CLI_OK;
+}
+
+static int write_report(const char *json, const outputs *paths)
+{
+    if (hr_file_write_atomic(paths->json, json, strlen(json)) != HR_OK)
+        return cli_fail_library(NULL);
+    size_t size = 0;
+    char *page = report_page_render(json, &size);
+    if (!page) return cli_fail("out of memory for the report page");
+    const hr_status status = hr_file_write_atomic(paths->page, page, size);
+    free(page);
+    return status == HR_OK ? CLI_OK : cli_fail_library(NULL);
+}
+
 static int publish(const audit_arguments *arguments, const hr_audit *audit)
 {
-    char *json = NULL, path[4096], json_path[4096];
-    if (hr_audit_json(audit, arguments->budget, &json) != HR_OK) return cli_fail_library(NULL);
-    int code = write_file(arguments->files.output, "report.json", json, strlen(json), json_path,
-                          sizeof json_path);
-    size_t size = 0;
-    char *page = code == CLI_OK ? report_page_render(json, &size) : NULL;
-    if (code == CLI_OK && !page) code = cli_fail("out of memory for the report page");
-    if (code == CLI_OK)
-        code = write_file(arguments->files.output, "report.html", page, size, path, sizeof path);
+    char *json = NULL;
+    hr_choice *choice = NULL;
+    outputs paths;
+    int code = name_outputs(arguments->files.output, &paths);
+    if (code != CLI_OK) return code;
+    if (hr_audit_json(audit, arguments->budget, &json) != HR_OK ||
+        hr_choice_from_audit(audit, arguments->budget, &choice) != HR_OK ||
+        hr_choice_write(choice, paths.choice) != HR_OK)
+        code = cli_fail_library(NULL);
+    if (code == CLI_OK) code = write_report(json, &paths);
     if (code == CLI_OK && arguments->common.json) {
         puts(json);
     } else if (code == CLI_OK) {
         print_table(audit);
-        code = print_choice(audit, arguments->budget);
-        printf("\nreport: %s\n        %s\n", path, json_path);
+        code = print_choice(audit, arguments->budget, choice);
+        printf("\nreport: %s\n        %s\nchoice: %s\n", paths.page, paths.json, paths.choice);
     }
-    free(page);
+    hr_choice_free(choice);
     free(json);
     return code;
 }

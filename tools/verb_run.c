@@ -1,7 +1,8 @@
 /*
  * headroom run FILE -o OUT: attention over a recording (packed on the way) or over a packed file.
  * Writes O and LSE of every layer; --check prints the error against the FP64 reference, and
- * --check=MAX fails, after O is written, where a layer's is larger.
+ * --check=MAX fails, after O is written, where a layer's is larger. With --choice every head has
+ * the recipe that an audit chose for it.
  */
 #include <math.h>
 #include <stdio.h>
@@ -10,17 +11,19 @@
 
 #include "layer_input.h"
 #include "mask_option.h"
+#include "run_result.h"
 
 typedef struct run_arguments {
     cli_common common;
     cli_mask mask;
     cli_files files;
     hr_device device;
+    const char *choice; /* NULL: one recipe for all heads */
     bool check;
     double check_max; /* of rel_l2; infinite: any */
 } run_arguments;
 
-enum { KEY_DEVICE = 256 };
+enum { KEY_DEVICE = 256, KEY_CHOICE };
 
 static const struct argp_option options[] = {
     {"output", 'o', "OUT", 0, "The file to write O and LSE to (required)", 0},
@@ -28,6 +31,9 @@ static const struct argp_option options[] = {
     {"recipe", 'r', "RECIPE", 0, "Recipe (default: the profile's)", 0},
     {"kernel", 'k', "NAME", 0,
      "Run this kernel (default: the best one; headroom kernels lists them)", 0},
+    {"choice", KEY_CHOICE, "CHOICE", 0,
+     "A recipe for each head: choice.json of an audit (in place of --profile, --recipe, --kernel)",
+     0},
     {"check", 'c', "MAX", OPTION_ARG_OPTIONAL,
      "Print the error against the FP64 reference; fail when a layer's relative L2 is above MAX", 0},
     CLI_DEVICE_OPTION(KEY_DEVICE),
@@ -48,26 +54,13 @@ static error_t parse(int key, char *text, struct argp_state *state)
     case KEY_DEVICE:
         arguments->device = cli_parse_device(text);
         return 0;
+    case KEY_CHOICE:
+        arguments->choice = text;
+        return 0;
     default:
         return cli_parse_files(key, text, state, &arguments->files);
     }
 }
-
-/* One layer's result, kept until the file is written. */
-typedef struct layer_output {
-    int32_t layer, num_heads, head_dim;
-    int64_t total_q;
-    const char *kernel;
-    float *o, *lse;
-    hr_error error; /* with --check */
-} layer_output;
-
-typedef struct run_result {
-    layer_output *layers;
-    int32_t count;
-    char recipe[HR_RECIPE_NAME_BYTES], *model;
-    bool against_dequantized; /* a packed file has no originals: e_kernel, not e_total */
-} run_result;
 
 /* Compares with the FP64 reference on q, k, v: the recording's, or what the codes stand for. */
 static int check_layer(const hr_attention_problem *problem, const hr_tensor *q, const hr_tensor *k,
@@ -120,16 +113,23 @@ static int make_plan(const run_arguments *arguments, const hr_attention_problem 
     return CLI_OK;
 }
 
+static int allocate_output(layer_output *out, int64_t total_q, int32_t num_heads, int32_t head_dim)
+{
+    const size_t rows = (size_t)total_q * (size_t)num_heads;
+    out->total_q = total_q;
+    out->num_heads = num_heads;
+    out->head_dim = head_dim;
+    out->o = calloc(rows * (size_t)head_dim, sizeof *out->o);
+    out->lse = calloc(rows, sizeof *out->lse);
+    return out->o && out->lse ? CLI_OK : cli_fail("out of memory for the output");
+}
+
 static int run_plan(hr_plan *plan, const hr_packed_layer *packed, layer_output *out)
 {
-    int64_t shape[3] = {packed->q.total_tokens, packed->q.num_heads, packed->q.head_dim};
-    out->total_q = shape[0];
-    out->num_heads = (int32_t)shape[1];
-    out->head_dim = (int32_t)shape[2];
+    int code =
+        allocate_output(out, packed->q.total_tokens, packed->q.num_heads, packed->q.head_dim);
+    if (code != CLI_OK) return code;
     out->kernel = hr_plan_kernel(plan)->name;
-    out->o = calloc((size_t)(shape[0] * shape[1] * shape[2]), sizeof *out->o);
-    out->lse = calloc((size_t)(shape[0] * shape[1]), sizeof *out->lse);
-    if (!out->o || !out->lse) return cli_fail("out of memory for the output");
     hr_device_run *run;
     hr_status status = hr_device_run_create(plan, packed, &run);
     if (status == HR_OK) status = hr_device_run_start(run);
@@ -163,20 +163,76 @@ static int run_recording_layer(const run_arguments *arguments, const layer_input
     return code;
 }
 
+/* Adds what the layer's heads ran with. */
+static void count_parts(const hr_mixed *mixed, run_result *result)
+{
+    for (int32_t i = 0; i < hr_mixed_part_count(mixed); i++) {
+        const hr_mixed_part part = hr_mixed_get_part(mixed, i);
+        run_part *sum = &result->parts[part.recipe];
+        sum->kv_heads += part.num_kv_heads;
+        if (!sum->kernel) sum->kernel = part.kernel->name;
+    }
+}
+
+static int run_choice_layer(const run_arguments *arguments, const layer_input *input, int32_t index,
+                            run_result *result)
+{
+    layer_output *out = &result->layers[index];
+    hr_recording_layer layer;
+    hr_attention_problem problem;
+    hr_mixed *mixed = NULL;
+    hr_block_mask blocks = {0};
+    const hr_plan_options plan_options = {.threads = arguments->common.threads,
+                                          .device = arguments->device};
+    int code = layer_input_get(input, index, &layer, &problem);
+    if (code == CLI_OK) code = cli_mask_apply(&arguments->mask, &problem, &blocks);
+    if (code == CLI_OK) code = layer_input_mix(input, &layer, &problem, &plan_options, &mixed);
+    if (code == CLI_OK)
+        code = allocate_output(out, layer.q.shape[0], layer.num_heads, layer.head_dim);
+    if (code == CLI_OK &&
+        (hr_mixed_start(mixed) != HR_OK || hr_mixed_fetch(mixed, out->o, out->lse) != HR_OK))
+        code = cli_fail_library(NULL);
+    if (code == CLI_OK && arguments->check)
+        code = check_layer(&problem, &layer.q, &layer.k, &layer.v, out);
+    if (code == CLI_OK) count_parts(mixed, result);
+    out->layer = input->layers[index];
+    hr_block_mask_free(&blocks);
+    hr_mixed_free(mixed);
+    return code;
+}
+
+/* Opens what the arguments name and makes room for the result. */
+static int open_input(const run_arguments *arguments, layer_input *input, run_result *result)
+{
+    const char *choice = arguments->choice;
+    int code =
+        choice ? layer_input_open_choice(input, &arguments->common, arguments->files.input, choice)
+               : layer_input_open(input, &arguments->common, arguments->files.input,
+                                  arguments->files.profile, arguments->files.recipe);
+    if (code != CLI_OK) return code;
+    result->model = strdup(input->info.model);
+    result->layers = calloc((size_t)input->layer_count, sizeof *result->layers);
+    if (!result->model || !result->layers) return cli_fail("out of memory");
+    if (!choice) {
+        result->recipe = strdup(input->recipe.name);
+        return result->recipe ? CLI_OK : cli_fail("out of memory");
+    }
+    result->part_count = input->choice->config_count;
+    result->parts = calloc((size_t)result->part_count, sizeof *result->parts);
+    if (!result->parts) return cli_fail("out of memory");
+    for (int32_t i = 0; i < result->part_count; i++)
+        result->parts[i].config = input->choice->configs[i];
+    return CLI_OK;
+}
+
 static int run_recording(const run_arguments *arguments, run_result *result)
 {
     layer_input input;
-    int code = layer_input_open(&input, &arguments->common, arguments->files.input,
-                                arguments->files.profile, arguments->files.recipe);
-    if (code == CLI_OK) {
-        snprintf(result->recipe, sizeof result->recipe, "%s", input.recipe.name);
-        result->model = strdup(input.info.model);
-        result->layers = calloc((size_t)input.layer_count, sizeof *result->layers);
-        if (!result->model || !result->layers) code = cli_fail("out of memory");
-    }
+    int code = open_input(arguments, &input, result);
     for (int32_t i = 0; code == CLI_OK && i < input.layer_count; i++) {
         result->count = i + 1;
-        code = run_recording_layer(arguments, &input, i, &result->layers[i]);
+        code = arguments->choice ? run_choice_layer(arguments, &input, i, result)
+                                 : run_recording_layer(arguments, &input, i, &result->layers[i]);
         cli_progress((i + 1.0) / input.layer_count, "attention");
     }
     cli_progress_end();
@@ -226,17 +282,18 @@ static int run_packed_layer(const run_arguments *arguments, const hr_packed_file
 
 static int run_packed(const run_arguments *arguments, run_result *result)
 {
-    if (arguments->files.profile || arguments->files.recipe)
-        return cli_usage("%s is packed already; --profile and --recipe have no say",
+    if (arguments->files.profile || arguments->files.recipe || arguments->choice)
+        return cli_usage("%s is packed already; --profile, --recipe and --choice have no say",
                          arguments->files.input);
     hr_packed_file *file;
     if (hr_packed_read(arguments->files.input, &file) != HR_OK) return cli_fail_library(NULL);
     hr_packed_file_info info = hr_packed_file_get_info(file);
-    snprintf(result->recipe, sizeof result->recipe, "%s", info.recipe.name);
+    result->recipe = strdup(info.recipe.name);
     result->model = strdup(info.model);
     result->against_dequantized = true;
     result->layers = calloc((size_t)info.layer_count, sizeof *result->layers);
-    int code = result->model && result->layers ? CLI_OK : cli_fail("out of memory");
+    int code =
+        result->recipe && result->model && result->layers ? CLI_OK : cli_fail("out of memory");
     for (int32_t i = 0; code == CLI_OK && i < info.layer_count; i++) {
         int32_t number;
         const hr_packed_layer *packed = hr_packed_file_layer(file, i, &number);
@@ -252,93 +309,6 @@ static int run_packed(const run_arguments *arguments, run_result *result)
                         arguments->common.first, arguments->common.last);
     hr_packed_file_free(file);
     return code;
-}
-
-static hr_status add_outputs(hr_safetensors_writer *writer, const run_result *result)
-{
-    hr_status status = hr_safetensors_set_metadata(writer, "headroom.kind", "output");
-    if (status == HR_OK) status = hr_safetensors_set_metadata(writer, "headroom.version", "1");
-    if (status == HR_OK)
-        status = hr_safetensors_set_metadata(writer, "headroom.recipe", result->recipe);
-    if (status == HR_OK)
-        status = hr_safetensors_set_metadata(writer, "headroom.kernel", result->layers[0].kernel);
-    if (status == HR_OK)
-        status = hr_safetensors_set_metadata(writer, "headroom.model", result->model);
-    for (int32_t i = 0; i < result->count && status == HR_OK; i++) {
-        const layer_output *layer = &result->layers[i];
-        int64_t shape[3] = {layer->total_q, layer->num_heads, layer->head_dim};
-        hr_tensor o = hr_tensor_view(HR_DTYPE_F32, 3, shape, layer->o);
-        hr_tensor lse = hr_tensor_view(HR_DTYPE_F32, 2, shape, layer->lse);
-        char name[64];
-        snprintf(name, sizeof name, "model.layers.%d.self_attn.o", layer->layer);
-        status = hr_safetensors_add(writer, name, &o);
-        snprintf(name, sizeof name, "model.layers.%d.self_attn.lse", layer->layer);
-        if (status == HR_OK) status = hr_safetensors_add(writer, name, &lse);
-    }
-    return status;
-}
-
-static int write_result(const char *path, const run_result *result)
-{
-    hr_safetensors_writer *writer;
-    if (hr_safetensors_writer_create(&writer) != HR_OK) return cli_fail_library(NULL);
-    hr_status status = add_outputs(writer, result);
-    if (status == HR_OK) status = hr_safetensors_write(writer, path);
-    hr_safetensors_writer_free(writer);
-    return status == HR_OK ? CLI_OK : cli_fail_library(NULL);
-}
-
-static int report_json(const run_arguments *arguments, const run_result *result)
-{
-    json_t *layers = json_array();
-    for (int32_t i = 0; i < result->count; i++) {
-        const layer_output *layer = &result->layers[i];
-        json_array_append_new(
-            layers, json_pack("{si ss so}", "layer", layer->layer, "kernel", layer->kernel, "error",
-                              arguments->check ? cli_error_object(&layer->error) : json_null()));
-    }
-    return cli_print_json(json_pack("{so ss ss ss? so}", "output",
-                                    cli_path(arguments->files.output), "model", result->model,
-                                    "recipe", result->recipe, "error_against",
-                                    !arguments->check             ? NULL
-                                    : result->against_dequantized ? "ref64(dequantized inputs)"
-                                                                  : "ref64(original inputs)",
-                                    "layers", layers));
-}
-
-static int judge(const run_arguments *arguments, const run_result *result)
-{
-    if (!arguments->check) return CLI_OK;
-    for (int32_t i = 0; i < result->count; i++) {
-        const hr_error *e = &result->layers[i].error;
-        if (e->nonfinite > 0)
-            return cli_fail("layer %d: %lld of %lld output elements are not finite",
-                            result->layers[i].layer, (long long)e->nonfinite, (long long)e->count);
-        if (!(e->rel_l2 <= arguments->check_max))
-            return cli_fail("layer %d: relative L2 error %.3e is above --check=%g",
-                            result->layers[i].layer, e->rel_l2, arguments->check_max);
-    }
-    return CLI_OK;
-}
-
-static int report(const run_arguments *arguments, const run_result *result)
-{
-    if (arguments->common.json) {
-        int code = report_json(arguments, result);
-        return code == CLI_OK ? judge(arguments, result) : code;
-    }
-    printf("%s: %d layer%s with %s (%s)\n", arguments->files.output, result->count,
-           cli_s(result->count), result->layers[0].kernel, result->recipe);
-    if (!arguments->check) return CLI_OK;
-    printf("error of O against ref64(%s inputs):\n%5s %12s %12s %12s %12s\n",
-           result->against_dequantized ? "dequantized" : "original", "layer", "rel L2", "cosine",
-           "RMSE", "max abs");
-    for (int32_t i = 0; i < result->count; i++) {
-        const hr_error *e = &result->layers[i].error;
-        printf("%5d %12.3e %12.8f %12.3e %12.3e\n", result->layers[i].layer, e->rel_l2, e->cosine,
-               e->rmse, e->max_abs);
-    }
-    return judge(arguments, result);
 }
 
 /* Which of the two inputs a file is, by the kind it says it is. */
@@ -373,21 +343,26 @@ int verb_run(int argc, char **argv)
     };
     cli_parse(&argp, argc, argv, &arguments);
 
+    if (arguments.choice &&
+        (arguments.files.profile || arguments.files.recipe || arguments.files.kernel))
+        return cli_usage("--choice has recipes, profiles and kernels of its own; --%s has no say",
+                         arguments.files.profile  ? "profile"
+                         : arguments.files.recipe ? "recipe"
+                                                  : "kernel");
     run_result result = {0};
     bool packed = false;
-    int code =
-        cli_check_output(arguments.files.output,
-                         (const char *[]){arguments.files.input, arguments.files.profile}, 2);
+    int code = cli_check_output(
+        arguments.files.output,
+        (const char *[]){arguments.files.input, arguments.files.profile, arguments.choice}, 3);
     if (code == CLI_OK) code = is_packed(arguments.files.input, &packed);
     if (code == CLI_OK)
         code = packed ? run_packed(&arguments, &result) : run_recording(&arguments, &result);
-    if (code == CLI_OK) code = write_result(arguments.files.output, &result);
-    if (code == CLI_OK) code = report(&arguments, &result);
-    for (int32_t i = 0; i < result.count; i++) {
-        free(result.layers[i].o);
-        free(result.layers[i].lse);
-    }
-    free(result.layers);
-    free(result.model);
+    result.output = arguments.files.output;
+    result.choice = arguments.choice;
+    result.checked = arguments.check;
+    result.check_max = arguments.check_max;
+    if (code == CLI_OK) code = run_result_write(&result);
+    if (code == CLI_OK) code = run_result_print(&result, arguments.common.json);
+    run_result_free(&result);
     return code;
 }

@@ -57,6 +57,9 @@ typedef struct hr_audit_config {
     char id[HR_RECIPE_NAME_BYTES + 64]; /* "fp8/absmax", "int8" */
     hr_recipe recipe;
     char observer[32]; /* "" when nothing is static */
+    /* Where scales came from: made by the audit, which owns it, or the options'; NULL: all dynamic.
+     */
+    const hr_profile *profile;
     const hr_kernel_info *kernel;
     double kv_bits; /* hr_recipe_kv_bits, mean over layers */
     hr_audit_timing timing;
@@ -98,6 +101,7 @@ typedef struct hr_audit {
     hr_mask mask;         /* a copy, without its blocks, */
     hr_block_mask blocks; /* of which the sizes are here; block_q is 0 when there were none */
     hr_recording_info recording; /* path and model stay owned by the recording */
+    const hr_profile *profile;   /* the options', which must outlive the result; or NULL */
 } hr_audit;
 
 /* Called between steps with the fraction done; a nonzero return stops the audit (HR_ERROR_IO). */
@@ -144,6 +148,24 @@ HR_API void hr_audit_free(hr_audit *audit);
  */
 HR_API hr_status hr_audit_choose(const hr_audit *audit, double budget,
                                  int32_t *choice) HR_NODISCARD;
+
+/* One recipe for all heads, and the nearest that is not quite enough. */
+typedef struct hr_audit_uniform {
+    /*
+     * Index of the config of fewest kv_bits (ties: the least worst) whose e_total rel_l2 is <=
+     * budget on every head; -1: none is.
+     */
+    int32_t config;
+    double worst; /* its largest rel_l2 of a head; NaN without one */
+    /*
+     * Of the configs of fewer bits (all, without a config) that which breaks the fewest heads,
+     * and how many; -1 and 0: there is none.
+     */
+    int32_t narrower, broken;
+} hr_audit_uniform;
+
+HR_API hr_status hr_audit_choose_uniform(const hr_audit *audit, double budget,
+                                         hr_audit_uniform *out) HR_NODISCARD;
 
 /*
  * The report as one JSON document (tools/report.schema.json), NUL-terminated; free with free().
