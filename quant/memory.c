@@ -20,7 +20,7 @@
 enum {
     ALIGNMENT = 64,
     HUGE_PAGE = 2 << 20,
-    HUGE_FROM = 4 * HUGE_PAGE /* so that aligning wastes a quarter of the addresses at most */
+    HUGE_FROM = HUGE_PAGE /* aligning costs addresses only: pages that nobody touches are none */
 };
 
 /* A hint: without huge pages the memory is as good, only slower. The last page may be a part. */
