@@ -15,7 +15,10 @@
 #include "status_internal.h"
 #include "threads.h"
 
-enum { CHANNELS = 64 }; /* summed at a time, so that any head_dim needs no allocation */
+enum {
+    CHANNELS = 128, /* summed at a time, so that any head_dim needs no allocation */
+    KEPT = 32       /* parts whose exponentials are kept; those of further ones are made again */
+};
 
 /* The largest LSE, sink included; NaN as soon as one is NaN. */
 static double largest_lse(const float *lse, int64_t stride, int32_t parts, float sink)
@@ -38,14 +41,18 @@ void hr_merge_row(const float *o, int64_t o_stride, const float *lse, int64_t ls
     }
     const double largest = largest_lse(lse, lse_stride, parts, sink);
     const bool empty = largest == -INFINITY; /* no part saw a key: every weight is 0 */
-    double total = empty ? 0 : exp((double)sink - largest);
-    for (int32_t p = 0; p < parts && !empty; p++)
-        total += exp((double)lse[p * lse_stride] - largest);
+    double total = empty ? 0 : exp((double)sink - largest), kept[KEPT];
+    for (int32_t p = 0; p < parts && !empty; p++) {
+        const double share = exp((double)lse[p * lse_stride] - largest);
+        if (p < KEPT) kept[p] = share;
+        total += share;
+    }
     for (int32_t first = 0; first < head_dim; first += CHANNELS) {
         const int32_t count = head_dim - first < CHANNELS ? head_dim - first : CHANNELS;
         double sum[CHANNELS] = {0};
         for (int32_t p = 0; p < parts && !empty; p++) {
-            const double weight = exp((double)lse[p * lse_stride] - largest) / total;
+            const double share = p < KEPT ? kept[p] : exp((double)lse[p * lse_stride] - largest);
+            const double weight = share / total;
             const float *part = o + p * o_stride + first;
             for (int32_t c = 0; c < count; c++)
                 sum[c] += weight * (double)part[c];
