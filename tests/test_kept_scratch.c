@@ -78,7 +78,8 @@ static void expect_alone(const plan_setup *s, const hr_kernel_info *row, int32_t
     take_rows(&s->k, kv_head, first_kv, keys, &alone->k);
     take_rows(&s->v, kv_head, first_kv, keys, &alone->v);
     hr_plan *plan = make_packed_plan(alone, row, 1);
-    setup_run(alone, plan);
+    /* Without LSE, as nothing but O is compared: kernels then have a shorter way. */
+    cr_assert_eq(hr_plan_run(plan, &alone->packed, &alone->o, NULL), HR_OK);
     const float *got =
         (const float *)s->o.data + (first_q + first) * s->o.stride[0] + head * s->o.stride[1];
     for (int32_t i = 0; i < count; i++)

@@ -45,23 +45,29 @@ INLINE void interleave_rows(const __m512i codes[ROWS], int32_t *q)
 static __m512i load_codes(task *t, int32_t b)
 {
     const int32_t head_dim = t->head_dim;
+    const int8_t *codes = t->args->q.codes;
     __m512i sum[BLOCK];
+#pragma GCC unroll 2
     for (int g = 0; g < GROUPS; g++) {
         int32_t *q = t->q + (b * GROUPS + g) * ROWS * (head_dim / 4);
-        for (int r = 0; r < ROWS; r++)
-            sum[g * ROWS + r] = _mm512_setzero_si512();
+        const int8_t *row[ROWS];
+        __m512i ones = _mm512_set1_epi8(1), *sums = sum + g * ROWS;
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; r++) {
+            const int64_t index = task_row(t->args, (b * GROUPS + g) * ROWS + r);
+            row[r] = codes + index * head_dim;
+            sums[r] = _mm512_setzero_si512();
+        }
         for (int32_t c = 0; c < head_dim; c += 64) {
             const int32_t left = head_dim - c;
             const __mmask64 mask = left < 64 ? (UINT64_C(1) << left) - 1 : ~UINT64_C(0);
-            __m512i codes[ROWS];
+            __m512i quads[ROWS];
+#pragma GCC unroll 6
             for (int r = 0; r < ROWS; r++) {
-                const int64_t row = task_row(t->args, (b * GROUPS + g) * ROWS + r);
-                codes[r] = _mm512_maskz_loadu_epi8(mask, (const int8_t *)t->args->q.codes +
-                                                             row * head_dim + c);
-                sum[g * ROWS + r] =
-                    _mm512_dpbusd_epi32(sum[g * ROWS + r], _mm512_set1_epi8(1), codes[r]);
+                quads[r] = _mm512_maskz_loadu_epi8(mask, row[r] + c);
+                sums[r] = _mm512_dpbusd_epi32(sums[r], ones, quads[r]);
             }
-            interleave_rows(codes, q + c / 4 * ROWS);
+            interleave_rows(quads, q + c / 4 * ROWS);
         }
     }
     return reduce_rows(sum, ADD_DWORDS);
@@ -94,7 +100,8 @@ static void begin_rows(task *t)
 {
     for (int32_t b = 0; b < t->blocks; b++) {
         block_state *block = &t->block[b];
-        memset(block->l, 0, sizeof block->l);
+        for (int row = 0; row < BLOCK; row++) /* where gcc's memset is slow to start */
+            _mm512_store_ps(block->l[row], _mm512_setzero_ps());
         const __m512i sums = _mm512_mullo_epi32(load_codes(t, b), _mm512_set1_epi32(-128));
         const int32_t magic = t->k_fraction ? 0 : (int32_t)hr_integer_bits(HR_INTEGER_MAGIC);
         _mm512_store_si512(block->init, _mm512_add_epi32(_mm512_set1_epi32(magic), sums));
@@ -159,8 +166,8 @@ static void finish_sums(const task *t, int32_t b, float factor[LANES])
     for (int row = 0; row < BLOCK; row++)
         l[row] = _mm512_castps_si512(_mm512_load_ps(block->l[row]));
     const __m512 sums = _mm512_castsi512_ps(reduce_rows(l, ADD_FLOATS));
-    _mm512_store_ps(factor, sums);
     if (args->lse || args->sink > -INFINITY) {
+        _mm512_store_ps(factor, sums);
         for (int row = 0; row < BLOCK; row++) {
             const int32_t i = args->q_begin + b * BLOCK + row;
             if (i >= args->q_end) return;
@@ -169,12 +176,36 @@ static void finish_sums(const task *t, int32_t b, float factor[LANES])
         }
         return;
     }
-    /* What hr_integer_finish does where there is nothing but the sum. */
-    for (int half = 0; half < 2; half++) {
-        const __m512d sum = _mm512_cvtps_pd(_mm256_load_ps(factor + half * 8));
-        const __mmask8 seen = _mm512_cmp_pd_mask(sum, _mm512_setzero_pd(), _CMP_GT_OQ);
-        const __m512d one = _mm512_set1_pd(1 / hr_integer_p_unit(args));
-        _mm256_store_ps(factor + half * 8, _mm512_cvtpd_ps(_mm512_maskz_div_pd(seen, one, sum)));
+    /*
+     * What hr_integer_finish does where there is nothing but the sum: a quotient has the same bits
+     * when it was rounded to double before, as that has more than twice as many (Figueroa 1995).
+     */
+    const __mmask16 seen = _mm512_cmp_ps_mask(sums, _mm512_setzero_ps(), _CMP_GT_OQ);
+    const __m512 one = _mm512_set1_ps((float)(1 / hr_integer_p_unit(args)));
+    _mm512_store_ps(factor, _mm512_maskz_div_ps(seen, one, sums));
+}
+
+/* Step 7 for a row: O times factor, then times 2^e, which is `power` unless that is extreme. */
+INLINE void finish_row(const float *o, int32_t head_dim, __m512 factor, __m512 power, float *out)
+{
+    int32_t c = 0;
+    for (; c + 16 <= head_dim; c += 16)
+        _mm512_storeu_ps(out + c,
+                         _mm512_mul_ps(_mm512_mul_ps(_mm512_load_ps(o + c), factor), power));
+    if (c < head_dim) {
+        const __m512 x = _mm512_mul_ps(_mm512_mul_ps(_mm512_load_ps(o + c), factor), power);
+        _mm512_mask_storeu_ps(out + c, 0xff, x);
+    }
+}
+
+/* The same where 2^e may be no normal number, or O was never begun: zeros. */
+RARE void finish_odd_row(const float *o, int32_t head_dim, bool fresh, __m512 factor,
+                         __m512 exponent, float *out)
+{
+    for (int32_t c = 0; c < head_dim; c += 16) {
+        const __mmask16 mask = head_dim - c < 16 ? 0xff : 0xffff;
+        const __m512 x = fresh ? _mm512_setzero_ps() : _mm512_mul_ps(_mm512_load_ps(o + c), factor);
+        _mm512_mask_storeu_ps(out + c, mask, _mm512_scalef_ps(x, exponent));
     }
 }
 
@@ -189,20 +220,16 @@ static void finish_block(const task *t, int32_t b)
     const __m512 e = _mm512_load_ps(block->e);
     const __mmask16 extreme = _mm512_cmp_ps_mask(_mm512_abs_ps(e), _mm512_set1_ps(126), _CMP_GT_OQ);
     _mm512_store_ps(powers, _mm512_scalef_ps(_mm512_set1_ps(1), e));
-    for (int row = 0; row < BLOCK; row++) {
-        const int32_t i = args->q_begin + b * BLOCK + row;
-        if (i >= args->q_end) return;
-        const __m512 factor = _mm512_set1_ps(factors[row]), power = _mm512_set1_ps(powers[row]);
-        const __m512 exponent = _mm512_set1_ps(block->e[row]);
-        const float *o = t->o + (b * BLOCK + row) * t->channels;
-        float *out = args->o + i * args->o_stride;
-        for (int32_t c = 0; c < t->head_dim; c += 16) {
-            __mmask16 mask = t->head_dim - c < 16 ? 0xff : 0xffff;
-            __m512 x =
-                block->fresh ? _mm512_setzero_ps() : _mm512_mul_ps(_mm512_load_ps(o + c), factor);
-            x = extreme >> row & 1 ? _mm512_scalef_ps(x, exponent) : _mm512_mul_ps(x, power);
-            _mm512_mask_storeu_ps(out + c, mask, x);
-        }
+    const int rows = __builtin_popcount(block->rows);
+    const float *o = t->o + b * BLOCK * t->channels;
+    float *out = args->o + (args->q_begin + b * BLOCK) * args->o_stride;
+    for (int row = 0; row < rows; row++, o += t->channels, out += args->o_stride) {
+        const __m512 factor = _mm512_set1_ps(factors[row]);
+        if (block->fresh || extreme >> row & 1)
+            finish_odd_row(o, t->head_dim, block->fresh, factor, _mm512_set1_ps(block->e[row]),
+                           out);
+        else
+            finish_row(o, t->head_dim, factor, _mm512_set1_ps(powers[row]), out);
     }
 }
 
