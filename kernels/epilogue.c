@@ -46,11 +46,21 @@ hr_status hr_epilogue_check(const hr_epilogue *epilogue)
     return HR_OK;
 }
 
+/* Loops over a row count in 32 bits. */
+static hr_status check_hidden(int64_t hidden)
+{
+    if (hidden <= INT32_MAX) return HR_OK;
+    return hr_fail(HR_ERROR_INVALID_ARGUMENT,
+                   "all heads of a token have %lld elements; an epilogue takes 2^31 - 1 at most",
+                   (long long)hidden);
+}
+
 hr_status hr_epilogue_copy(const hr_epilogue *epilogue, const hr_attention_problem *problem,
                            hr_epilogue **out)
 {
     const size_t hidden = (size_t)problem->num_heads * (size_t)problem->head_dim;
     HR_TRY(hr_epilogue_check(epilogue));
+    HR_TRY(check_hidden((int64_t)hidden));
     /* The struct, then weight and bias [hidden] each. */
     unsigned char *memory = hr_alloc(1, sizeof *epilogue + 2 * hidden * sizeof(float));
     if (!memory) return HR_ERROR_OUT_OF_MEMORY;
@@ -182,11 +192,8 @@ hr_status hr_epilogue_run(const hr_epilogue *epilogue, const hr_tensor *o,
     if (stream) HR_TRY(check_tensor("stream", stream, o));
     HR_TRY(check_tensor("out", out, o));
     const int64_t hidden = o->shape[1] * o->shape[2], tokens = o->shape[0];
-    if (hidden > INT32_MAX || tokens == 0)
-        return tokens == 0 ? HR_OK
-                           : hr_fail(HR_ERROR_INVALID_ARGUMENT,
-                                     "o has %lld elements a token; 2^31 - 1 are the most",
-                                     (long long)hidden);
+    if (tokens == 0) return HR_OK;
+    HR_TRY(check_hidden(hidden));
     const int threads = omp_in_parallel() || tokens * hidden < 1 << 16 ? 1 : hr_threads();
     float *memory = hr_alloc((size_t)threads, (size_t)hidden * sizeof *memory);
     if (!memory) return HR_ERROR_OUT_OF_MEMORY;

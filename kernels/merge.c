@@ -73,14 +73,17 @@ static hr_status check_states(const char *name, const hr_tensor *tensor, int ndi
     if (tensor->ndim != ndim)
         return hr_fail(HR_ERROR_MISMATCH, "%s has %d dimensions; it must have %d", name,
                        tensor->ndim, ndim);
-    int64_t elements = 1;
+    bool empty = false;
     for (int i = 0; i < ndim; i++) {
-        elements *= shape[i];
+        if (shape[i] < 0)
+            return hr_fail(HR_ERROR_INVALID_ARGUMENT, "o_parts has a negative extent, %lld",
+                           (long long)shape[i]);
         if (tensor->shape[i] != shape[i])
             return hr_fail(HR_ERROR_MISMATCH, "%s has shape[%d] %lld; o_parts needs %lld", name, i,
                            (long long)tensor->shape[i], (long long)shape[i]);
+        empty |= shape[i] == 0;
     }
-    if (!tensor->data && elements > 0)
+    if (!tensor->data && !empty)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT, "the data of %s must not be NULL", name);
     return hr_device_expect(name, tensor->device, HR_DEVICE_CPU);
 }
@@ -116,8 +119,8 @@ hr_status hr_merge_states(const hr_tensor *o_parts, const hr_tensor *lse_parts, 
             return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                            "sinks[%lld] is %g; it must be finite, or -infinity for none",
                            (long long)head, (double)sinks[head]);
-#pragma omp parallel for collapse(2)                                                               \
-    num_threads(hr_threads()) if (tokens * heads * parts * head_dim > 1 << 16)
+    const double elements = (double)tokens * (double)heads * (double)parts * (double)head_dim;
+#pragma omp parallel for collapse(2) num_threads(hr_threads()) if (elements > 1 << 16)
     for (int64_t token = 0; token < tokens; token++)
         for (int64_t head = 0; head < heads; head++) {
             const float *part_o = o_parts->data, *part_lse = lse_parts->data;

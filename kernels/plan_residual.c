@@ -88,13 +88,13 @@ static hr_status divide_keys(hr_plan_residual *residual, const hr_attention_prob
         residual->kept[b] = keys - residual->old[b];
         residual->cu_old[b + 1] = residual->cu_old[b] + residual->old[b];
         residual->cu_recent[b + 1] = residual->cu_recent[b] + residual->kept[b];
-        if (block >= residual->blocks) residual->blocks = block + 1;
-        if ((int64_t)(block + 1) * pages > INT32_MAX)
+        if (((int64_t)block + 1) * pages > INT32_MAX)
             return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                            "paging.residual_blocks[%d] is %d, more than a cache can have", b,
                            block);
+        if (block >= residual->blocks) residual->blocks = block + 1;
         for (int32_t i = 0; i < pages; i++)
-            residual->table[b * pages + i] =
+            residual->table[(int64_t)b * pages + i] =
                 block * pages + (residual->old[b] / HR_RESIDUAL_MULTIPLE + i) % pages;
     }
     return HR_OK;

@@ -8,7 +8,7 @@
 #include "status_internal.h"
 
 #if HR_CUDA
-extern const hr_cuda_api hr_cuda_runtime; /* kernels/cuda/cuda_api.cu */
+extern const hr_cuda_api hr_cuda_runtime; /* kernels/cuda/cuda_api.c */
 static const hr_cuda_api *const built_in = &hr_cuda_runtime;
 #else
 static const hr_cuda_api *const built_in = NULL;

@@ -1,6 +1,6 @@
 /*
  * What the library asks of CUDA, as a table of functions: the CUDA runtime's own in a build with
- * CUDA (kernels/cuda/cuda_api.cu), none in a build without, fakes in tests. Everything else of the
+ * CUDA (kernels/cuda/cuda_api.c), none in a build without, fakes in tests. Everything else of the
  * library is plain C that neither includes nor links CUDA.
  *
  * Functions return a cudaError_t as int, 0 for success. Streams are cudaStream_t.

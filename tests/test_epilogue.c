@@ -279,6 +279,11 @@ Test(epilogue, refusals)
     expect_refused(s, &(hr_epilogue){.scale = 1, .norm = (hr_norm)9}, "norm is 9");
     expect_refused(s, &(hr_epilogue){.scale = 1, .norm = HR_NORM_RMS, .eps = -1}, "eps is -1");
     expect_refused(s, &(hr_epilogue){.scale = 1, .weight = weight}, "but no norm");
+    const hr_attention_problem small = s->problem;
+    s->problem.num_heads = s->problem.num_kv_heads = 1 << 23;
+    s->problem.head_dim = 256;
+    expect_refused(s, &(hr_epilogue){.scale = 1}, "a token have 2147483648 elements");
+    s->problem = small;
 
     free(plain_output(s, NULL));
     fused f = make_fused(s, 1);

@@ -113,10 +113,24 @@ Test(merge, errors_name_what_differs)
                  HR_ERROR_INVALID_ARGUMENT);
     o_parts.shape[0] = lse_parts.shape[0] = 0;
     cr_expect_eq(hr_merge_states(&o_parts, &lse_parts, NULL, &o, NULL), HR_ERROR_INVALID_ARGUMENT);
+    o_parts.shape[0] = lse_parts.shape[0] = -1;
+    cr_expect_eq(hr_merge_states(&o_parts, &lse_parts, NULL, &o, NULL), HR_ERROR_INVALID_ARGUMENT);
+    cr_expect(strstr(hr_last_error(), "negative extent, -1"));
     o_parts.shape[0] = lse_parts.shape[0] = 2;
     const float sink = INFINITY;
     cr_expect_eq(hr_merge_states(&o_parts, &lse_parts, &sink, &o, NULL), HR_ERROR_INVALID_ARGUMENT);
     cr_expect(strstr(hr_last_error(), "sinks[0] is inf"));
+}
+
+/* 2^64 elements are not none: the product of the extents must not wrap around. */
+Test(merge, more_elements_than_64_bits_count)
+{
+    const int64_t many = INT64_C(1) << 30;
+    const hr_tensor o_parts = view(NULL, 4, 2, many, many, 8),
+                    lse_parts = view(NULL, 3, 2, many, many, 0);
+    const hr_tensor o = view(NULL, 3, many, many, 8, 0);
+    cr_expect_eq(hr_merge_states(&o_parts, &lse_parts, NULL, &o, NULL), HR_ERROR_INVALID_ARGUMENT);
+    cr_expect(strstr(hr_last_error(), "the data of o_parts"));
 }
 
 /* Runs one kernel into guarded memory with the given split and threads. */

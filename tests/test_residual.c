@@ -411,6 +411,10 @@ Test(residual, refusals)
     expect_failure(hr_plan_run_tensors(plan, &tensors), HR_ERROR_INVALID_ARGUMENT,
                    "reads residual block 4; the cache has 4");
     hr_plan_free(plan);
+    const int32_t beyond[BATCH] = {0, INT32_MAX, 1}; /* the number after it is no int32_t */
+    problem.paging.residual_blocks = beyond;
+    expect_failure(hr_plan_create(&problem, &s->recipe, NULL, &plan), HR_ERROR_INVALID_ARGUMENT,
+                   "residual_blocks[1] is 2147483647, more than a cache can have");
     problem.paging = (hr_paging){0};
     expect_failure(hr_plan_create(&problem, &s->recipe, NULL, &plan), HR_ERROR_UNSUPPORTED,
                    "which a paged KV cache keeps");
