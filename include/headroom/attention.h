@@ -86,8 +86,8 @@ typedef struct hr_attention_problem {
      * takes unrotated q and k and rotates them: key j by j, query i by i + d.
      */
     hr_rope rope;
-    hr_paging
-        paging; /* K and V are read from a hr_kv_cache through a block table, which is copied */
+    /* K and V are read from a hr_kv_cache through a block table, which is copied. */
+    hr_paging paging;
 } hr_attention_problem;
 
 /*
@@ -361,8 +361,8 @@ typedef struct hr_device_packer hr_device_packer; /* opaque */
 typedef struct hr_device_pack_options {
     const hr_attention_problem *problem; /* shapes, sequences and rope; the rest is not read */
     const hr_recipe *recipe;
-    const hr_layer_scales
-        *scales; /* host memory; k_mean is required where K is smoothed. Or NULL */
+    /* Host memory; k_mean is required where K is smoothed. Or NULL. */
+    const hr_layer_scales *scales;
     const int32_t *q_positions, *k_positions; /* host memory, of every token; with rope */
     void *stream;                             /* that runs are queued on */
 } hr_device_pack_options;
