@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "audit_internal.h"
 #include "headroom/headroom.h"
 #include "scratch_dir.h"
 
@@ -154,10 +155,28 @@ Test(audit, choice_takes_fewest_bits_within_the_budget)
     cr_assert_eq(hr_audit_choose(audit, 0.04, choice), HR_OK);
     for (int h = 0; h < LAYERS * HEADS; h++)
         cr_assert(audit->configs[choice[h]].heads[h].total.rel_l2 <= 0.04);
+    /* A head exactly at the budget is within it. */
+    const hr_audit_config *int4 = find(audit, "int4");
+    cr_assert_eq(hr_audit_choose(audit, int4->heads[0].total.rel_l2, choice), HR_OK);
+    cr_assert_eq(&audit->configs[choice[0]], int4);
     cr_assert_eq(hr_audit_choose(audit, 0, choice), HR_ERROR_INVALID_ARGUMENT);
     cr_assert_eq(hr_audit_choose(audit, NAN, choice), HR_ERROR_INVALID_ARGUMENT);
     hr_audit_free(audit);
     close_fixture(&f);
+}
+
+Test(audit, timing_is_the_median_of_the_repeats)
+{
+    hr_audit_timing timing;
+    double odd[3] = {3, 1, 2}, even[4] = {1, 16, 2, 4};
+    hr_audit_timing_finish(odd, 3, 4e9, 4000, &timing);
+    cr_assert_eq(timing.median_ms, 2000);
+    cr_assert_eq(timing.gops, 2);
+    cr_assert_eq(timing.x_baseline, 2);
+    hr_audit_timing_finish(even, 4, 6e9, 0, &timing);
+    cr_assert_eq(timing.median_ms, 3000);
+    cr_assert(timing.min_ms == 1000 && timing.max_ms == 16000 && timing.repeats == 4);
+    cr_assert_eq(timing.x_baseline, 1);
 }
 
 Test(audit, json_holds_every_head_and_names_the_worst)

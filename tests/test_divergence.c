@@ -81,10 +81,24 @@ Test(divergence, masked_keys_do_not_count)
     cr_assert_eq(sum.agree, 2);
 }
 
-enum { QUERY_HEADS = 4, KV_HEADS = 2, HEAD_DIM = 24, TOKENS = 60 };
+enum { QUERY_HEADS = 4, KV_HEADS = 2, HEAD_DIM = 24, TOKENS = 60, TOP_K = 4 };
 
-/* The divergence of one row that sees keys [0, count), by the formula. */
-static double row_kl(const float *q[2], const float *k[2], int32_t count)
+/* The share of the TOP_K keys of greatest logit that both sides have among theirs. */
+static double row_agreement(const double logits[2][TOKENS], int32_t count)
+{
+    int32_t both = 0;
+    for (int32_t j = 0; j < count; j++) {
+        int32_t greater[2] = {0, 0};
+        for (int side = 0; side < 2; side++)
+            for (int32_t i = 0; i < count; i++)
+                greater[side] += logits[side][i] > logits[side][j];
+        both += greater[0] < TOP_K && greater[1] < TOP_K;
+    }
+    return (double)both / (count < TOP_K ? count : TOP_K);
+}
+
+/* The divergence of one row that sees keys [0, count), by the formulas. */
+static hr_divergence row_divergence(const float *q[2], const float *k[2], int32_t count)
 {
     double logits[2][TOKENS], norm[2] = {0, 0}, kl = 0;
     for (int side = 0; side < 2; side++) {
@@ -100,7 +114,7 @@ static double row_kl(const float *q[2], const float *k[2], int32_t count)
         double p = exp(logits[0][j]) / norm[0];
         kl += p * (log(p) - (logits[1][j] - log(norm[1])));
     }
-    return kl;
+    return (hr_divergence){.kl = kl, .agree = row_agreement(logits, count)};
 }
 
 /* Lengths that fill neither a tile of keys nor a block of rows; the longer sequence comes first. */
@@ -121,8 +135,8 @@ Test(divergence, sequences_and_grouped_heads_match_the_formula)
     problem.mask.causal = true;
     for (int32_t head = 0; head < QUERY_HEADS; head++) {
         hr_divergence sum = {0};
-        cr_assert_eq(hr_divergence_add(&problem, head, q[0], k[0], q[1], k[1], 4, &sum), HR_OK);
-        double expected = 0;
+        cr_assert_eq(hr_divergence_add(&problem, head, q[0], k[0], q[1], k[1], TOP_K, &sum), HR_OK);
+        hr_divergence expected = {0};
         for (int32_t t = 0; t < TOKENS; t++) {
             const int32_t start = t < cu_seqlens[1] ? 0 : cu_seqlens[1];
             const float *query[2], *keys[2];
@@ -130,11 +144,15 @@ Test(divergence, sequences_and_grouped_heads_match_the_formula)
                 query[side] = q[side] + (t * QUERY_HEADS + head) * HEAD_DIM;
                 keys[side] = k[side] + (start * KV_HEADS + head / 2) * HEAD_DIM;
             }
-            expected += row_kl(query, keys, t - start + 1);
+            const hr_divergence row = row_divergence(query, keys, t - start + 1);
+            expected.kl += row.kl;
+            expected.agree += row.agree;
         }
         cr_assert_eq(sum.rows, TOKENS);
-        cr_assert(fabs(sum.kl - expected) <= 1e-11 * expected, "head %d: %.17g, expected %.17g",
-                  head, sum.kl, expected);
+        cr_assert(fabs(sum.kl - expected.kl) <= 1e-11 * expected.kl,
+                  "head %d: %.17g, expected %.17g", head, sum.kl, expected.kl);
+        cr_assert(fabs(sum.agree - expected.agree) <= 1e-12 * TOKENS, "head %d: %g, expected %g",
+                  head, sum.agree, expected.agree);
     }
 }
 

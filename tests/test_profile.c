@@ -303,7 +303,7 @@ Test(profile, a_profile_of_another_model_is_refused)
 typedef struct damage {
     const char *drop;        /* leave this tensor out */
     const char *rename, *to; /* write this tensor under another name */
-    const char *poke;        /* set element `index` of this tensor to `value` */
+    const char *poke;        /* set the `index`-th 4 bytes of this tensor to `value` */
     int64_t index;
     float value;
     const char *reshape;    /* write this tensor as [elements] */
@@ -330,7 +330,7 @@ static void copy_damaged(const hr_safetensors *file, const char *path, const dam
             tensor =
                 hr_tensor_view(tensor.dtype, 1, (int64_t[]){hr_tensor_size(&tensor)}, tensor.data);
         if (d->poke && !strcmp(d->poke, name)) {
-            size_t bytes = (size_t)hr_tensor_size(&tensor) * sizeof(float);
+            size_t bytes = (size_t)(hr_tensor_size(&tensor) * hr_dtype_bits(tensor.dtype) / 8);
             poked = malloc(bytes);
             memcpy(poked, tensor.data, bytes);
             poked[d->index] = d->value;
@@ -372,6 +372,7 @@ static const damage damages[] = {
     {.poke = EXTRA "k_mean", .index = 9, .value = NAN, .message = "headroom.k_mean[9] is nan"},
     {.poke = EXTRA "q_amax", .index = 0, .value = -1, .message = "headroom.q_amax[0] is -1"},
     {.poke = EXTRA "v_channel_scale", .index = 2, .value = 0, .message = "v_channel_scale[2]"},
+    {.poke = EXTRA "tokens", .index = 0, .value = 0, .message = "0 tokens; there must be at least"},
     {.reshape = ATTN "q_scale", .message = "must be f32 of shape [*, 1, 1]"},
     {.reshape = EXTRA "v_amax", .message = "v_amax: must be f32 of shape [2, 16]"},
     {.key = "headroom.kind", .text = "recording", .message = "not a profile"},

@@ -7,6 +7,7 @@
 #include <math.h>
 
 #include "headroom/pack.h"
+#include "rope_internal.h"
 #include "test_random.h"
 #include "transform.h"
 
@@ -171,4 +172,19 @@ Test(transform, mean_of_nothing_is_zero_and_huge_differences_saturate)
     hr_mean_subtract(far, 8, row);
     cr_assert_eq(row[0], FLT_MAX);
     cr_assert_eq(row[1], -FLT_MAX);
+}
+
+/* A pair turned by an eighth of a circle is up to sqrt(2) times its larger channel. */
+Test(transform, huge_pairs_saturate_when_rope_turns_them)
+{
+    const hr_rope rope = {.rotary_dim = 2, .theta = 10000};
+    const float turns[2] = {0x1.6a09e6p-1f, 0x1.6a09e6p-1f};
+    float row[2] = {FLT_MAX, -FLT_MAX};
+    hr_rope_rotate(&rope, turns, row);
+    cr_assert_eq(row[0], FLT_MAX);
+    cr_assert_eq(row[1], 0.0f);
+    float other[2] = {-FLT_MAX, -FLT_MAX};
+    hr_rope_rotate(&rope, turns, other);
+    cr_assert_eq(other[0], 0.0f);
+    cr_assert_eq(other[1], -FLT_MAX);
 }
