@@ -120,11 +120,7 @@ static void add_visible(const head_rows *head, int32_t r, int32_t top_k, hr_dive
 
 static hr_status allocate(head_rows *head, const hr_attention_problem *problem)
 {
-    int32_t longest = 0;
-    for (int32_t b = 0; b < problem->batch; b++) {
-        int32_t length = problem->cu_seqlens_kv[b + 1] - problem->cu_seqlens_kv[b];
-        if (length > longest) longest = length;
-    }
+    const int32_t longest = hr_longest_sequence(problem->cu_seqlens_kv, problem->batch);
     const size_t row = (size_t)problem->head_dim * sizeof(double);
     head->padded = ((size_t)longest + HR_DOT_KEYS - 1) / HR_DOT_KEYS * HR_DOT_KEYS;
     bool complete = true;

@@ -3,7 +3,6 @@
  */
 #include "rope_internal.h"
 
-#include <float.h>
 #include <math.h>
 
 #include "status_internal.h"
@@ -55,14 +54,6 @@ void hr_rope_turns(const hr_rope *rope, const double *rates, int32_t position, f
     }
 }
 
-/* |a cos - b sin| can exceed the larger of |a| and |b| by sqrt(2), and so the largest float. */
-static float saturate(double value)
-{
-    if (value > (double)FLT_MAX) return FLT_MAX;
-    if (value < -(double)FLT_MAX) return -FLT_MAX;
-    return (float)value;
-}
-
 void hr_rope_rotate(const hr_rope *rope, const float *turns, float *row)
 {
     const int32_t half = rope->rotary_dim / 2;
@@ -70,7 +61,8 @@ void hr_rope_rotate(const hr_rope *rope, const float *turns, float *row)
     for (int32_t i = 0; i < half; i++) {
         double c = (double)turns[2 * i], s = (double)turns[2 * i + 1];
         double a = (double)row[i * step], b = (double)row[i * step + distance];
-        row[i * step] = saturate(a * c - b * s);
-        row[i * step + distance] = saturate(a * s + b * c);
+        /* Up to sqrt(2) times the larger of |a| and |b|. */
+        row[i * step] = hr_saturate(a * c - b * s);
+        row[i * step + distance] = hr_saturate(a * s + b * c);
     }
 }

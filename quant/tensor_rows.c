@@ -5,6 +5,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "device_internal.h"
@@ -21,12 +22,14 @@ hr_status hr_tensor_rows_check(const hr_tensor *tensor, const char *name)
     if (tensor->ndim != 3)
         return hr_fail(HR_ERROR_INVALID_ARGUMENT,
                        "%s has %d dimensions; [tokens, heads, head_dim] has 3", name, tensor->ndim);
-    for (int i = 0; i < 3; i++)
+    bool empty = false;
+    for (int i = 0; i < 3; i++) {
         if (tensor->shape[i] < 0)
             return hr_fail(HR_ERROR_INVALID_ARGUMENT, "%s has the size %lld in dimension %d", name,
                            (long long)tensor->shape[i], i);
-    if (!tensor->data && hr_tensor_size(tensor) > 0)
-        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "%s has no data", name);
+        empty |= tensor->shape[i] == 0; /* the product of all three may not fit 64 bits */
+    }
+    if (!tensor->data && !empty) return hr_fail(HR_ERROR_INVALID_ARGUMENT, "%s has no data", name);
     return hr_device_expect(name, tensor->device, HR_DEVICE_CPU);
 }
 

@@ -7,17 +7,9 @@
 #include "transform.h"
 
 #include <assert.h>
-#include <float.h>
 #include <math.h>
 
 #include "headroom/pack.h"
-
-static float saturate(double value)
-{
-    if (value > FLT_MAX) return FLT_MAX;
-    if (value < -FLT_MAX) return -FLT_MAX;
-    return (float)value;
-}
 
 int32_t hr_hadamard_block(int32_t head_dim)
 {
@@ -60,7 +52,7 @@ void hr_hadamard_rotate(const float *signs, int32_t head_dim, float *row)
         values[c] = (double)row[c] * signs[c];
     walsh_hadamard(values, head_dim, block);
     for (int32_t c = 0; c < head_dim; c++)
-        row[c] = saturate(values[c] * normalizer);
+        row[c] = hr_saturate(values[c] * normalizer);
 }
 
 void hr_hadamard_unrotate(const float *signs, int32_t head_dim, float *row)
@@ -73,7 +65,7 @@ void hr_hadamard_unrotate(const float *signs, int32_t head_dim, float *row)
         values[c] = row[c];
     walsh_hadamard(values, head_dim, block);
     for (int32_t c = 0; c < head_dim; c++)
-        row[c] = saturate(values[c] * normalizer * signs[c]);
+        row[c] = hr_saturate(values[c] * normalizer * signs[c]);
 }
 
 void hr_channel_sum(const float *rows, int64_t tokens, int32_t head_dim, double *sum)
@@ -92,11 +84,11 @@ void hr_channel_mean(const double *sum, int64_t tokens, int32_t head_dim, float 
 void hr_mean_subtract(const float *mean, int32_t head_dim, float *row)
 {
     for (int32_t c = 0; c < head_dim; c++)
-        row[c] = saturate((double)row[c] - mean[c]);
+        row[c] = hr_saturate((double)row[c] - mean[c]);
 }
 
 void hr_mean_add(const float *mean, int32_t head_dim, float *row)
 {
     for (int32_t c = 0; c < head_dim; c++)
-        row[c] = saturate((double)row[c] + mean[c]);
+        row[c] = hr_saturate((double)row[c] + mean[c]);
 }

@@ -20,9 +20,18 @@
 #ifndef HEADROOM_TRANSFORM_H
 #define HEADROOM_TRANSFORM_H
 
+#include <float.h>
 #include <stdint.h>
 
 enum { HR_HEAD_DIM_MAX = 256, HR_HEAD_DIM_MULTIPLE = 8 };
+
+/* The nearest float, and the largest finite one of its sign for what is beyond; NaN stays. */
+static inline float hr_saturate(double value)
+{
+    if (value > (double)FLT_MAX) return FLT_MAX;
+    if (value < -(double)FLT_MAX) return -FLT_MAX;
+    return (float)value;
+}
 
 /* Size of the diagonal blocks of H: the largest power of two that divides head_dim. */
 int32_t hr_hadamard_block(int32_t head_dim);

@@ -179,6 +179,42 @@ Test(audit, timing_is_the_median_of_the_repeats)
     cr_assert_eq(timing.x_baseline, 1);
 }
 
+/* Reports have seven digits. */
+static void check_number(const json_t *object, const char *key, double expected)
+{
+    const json_t *value = json_object_get(object, key);
+    cr_assert(json_is_number(value), "no number %s", key);
+    const double found = json_number_value(value);
+    cr_assert(fabs(found - expected) <= 1e-6 * fabs(expected), "%s is %.9g, not %.9g", key, found,
+              expected);
+}
+
+/* Each figure stands under its own name; no two of these are alike in a real audit. */
+static void check_json_scores(const json_t *json, const hr_audit_scores *scores)
+{
+    const struct {
+        const char *name;
+        const hr_error *error;
+    } parts[] = {{"quant", &scores->quant},
+                 {"kernel", &scores->kernel},
+                 {"total", &scores->total},
+                 {"lse", &scores->lse}};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        const json_t *part = json_object_get(json, parts[i].name);
+        const hr_error *e = parts[i].error;
+        check_number(part, "max_abs", e->max_abs);
+        check_number(part, "rmse", e->rmse);
+        check_number(part, "rel_l1", e->rel_l1);
+        check_number(part, "rel_l2", e->rel_l2);
+        check_number(part, "cosine", e->cosine);
+        check_number(part, "sqnr_db", e->sqnr_db);
+        check_number(part, "count", (double)e->count);
+        check_number(part, "nonfinite", (double)e->nonfinite);
+    }
+    check_number(json, "softmax_kl", scores->softmax_kl);
+    check_number(json, "top_k_agreement", scores->top_k_agreement);
+}
+
 Test(audit, json_holds_every_head_and_names_the_worst)
 {
     fixture f = open_fixture("mixed");
@@ -195,6 +231,10 @@ Test(audit, json_holds_every_head_and_names_the_worst)
         json_t *layers = json_object_get(config, "layers");
         cr_assert_eq(json_array_size(layers), LAYERS);
         cr_assert_eq(json_array_size(json_object_get(json_array_get(layers, 1), "heads")), HEADS);
+        json_t *layer = json_array_get(layers, 1);
+        check_json_scores(json_object_get(layer, "scores"), &audit->configs[c].layers[1]);
+        json_t *head = json_array_get(json_object_get(layer, "heads"), 2);
+        check_json_scores(json_object_get(head, "scores"), &audit->configs[c].heads[HEADS + 2]);
         json_t *worst = json_object_get(config, "worst_heads");
         cr_assert_eq(json_array_size(worst), LAYERS * HEADS, "all heads, as there are under ten");
         double last = INFINITY;

@@ -100,6 +100,27 @@ Test(block_mask, causal_patterns_stay_below_the_diagonal)
     hr_block_mask_free(&mask);
 }
 
+/* Every block of a map, for heads and sequences of several block rows each. */
+Test(block_mask, a_map_is_taken_block_by_block)
+{
+    enum { MASK_HEADS = 2, ROWS = 3 + 4, COLUMNS = 6 };
+    const int32_t q[3] = {0, 40, 100}, kv[3] = {0, 90, 130}; /* 6 and 3 columns of 16 keys */
+    uint8_t map[MASK_HEADS * ROWS * COLUMNS];
+    check_random random = {17};
+    for (size_t i = 0; i < sizeof map; i++)
+        map[i] = (uint8_t)random_below(&random, 2);
+    hr_block_mask mask;
+    cr_assert_eq(hr_block_mask_from_map(map, 16, 16, MASK_HEADS, 2, q, kv, &mask), HR_OK, "%s",
+                 hr_last_error());
+    cr_assert_eq(mask.rows, ROWS);
+    for (int32_t n = 0; n < MASK_HEADS * ROWS; n++)
+        for (int32_t c = 0; c < COLUMNS; c++)
+            cr_expect_eq(seen(&mask, n, c),
+                         map[n * COLUMNS + c] && c < (n % ROWS < 3 ? COLUMNS : 3),
+                         "row %d, column %d", n, c);
+    hr_block_mask_free(&mask);
+}
+
 static void expect_refused(const hr_block_mask *mask, const char *message)
 {
     plan_setup *s = setup_make("bf16", 4, 2, 16, 40, 70);

@@ -109,6 +109,57 @@ Test(dispatch, a_named_kernel_is_found_or_explained)
                    "those that run recipe bf16 here: attention_bf16_portable");
 }
 
+static uint32_t features_of(const hr_attention_problem *problem)
+{
+    hr_kernel_query query;
+    cr_assert_eq(hr_kernel_query_from(problem, hr_recipe_preset(0), &query), HR_OK, "%s",
+                 hr_last_error());
+    return query.features;
+}
+
+Test(dispatch, a_query_has_what_the_problem_asks_for)
+{
+    static const int32_t even[] = {0, 5, 10}, uneven[] = {0, 4, 10}, none[] = {0, 0, 0};
+    const float per_head[2] = {0.5f, 0.25f};
+    hr_attention_problem plain;
+    hr_attention_problem_init(&plain, 2, 2, 32);
+    plain.batch = 2;
+    plain.cu_seqlens_q = plain.cu_seqlens_kv = even;
+    cr_expect_eq(features_of(&plain), 0);
+    hr_attention_problem problem = plain;
+    problem.mask.causal = true;
+    cr_expect_eq(features_of(&problem), HR_FEATURE_CAUSAL);
+    problem.mask.window_right = 0; /* as causal */
+    cr_expect_eq(features_of(&problem), HR_FEATURE_CAUSAL);
+    problem = plain;
+    problem.mask.window_left = 0; /* a window of one key's reach is one */
+    cr_expect_eq(features_of(&problem), HR_FEATURE_WINDOW);
+    problem = plain;
+    problem.mask.window_right = 0;
+    cr_expect_eq(features_of(&problem), HR_FEATURE_WINDOW);
+    problem = plain;
+    problem.cu_seqlens_q = uneven;
+    cr_expect_eq(features_of(&problem), HR_FEATURE_VARLEN);
+    problem = plain;
+    problem.cu_seqlens_kv = none; /* equal, but a kernel must be ready for no keys */
+    cr_expect_eq(features_of(&problem), HR_FEATURE_VARLEN);
+    problem = plain;
+    problem.num_kv_heads = 1;
+    cr_expect_eq(features_of(&problem), HR_FEATURE_GQA);
+    problem = plain;
+    problem.softcap = 30;
+    cr_expect_eq(features_of(&problem), HR_FEATURE_SOFTCAP);
+    problem = plain;
+    problem.alibi_slopes = per_head;
+    cr_expect_eq(features_of(&problem), HR_FEATURE_ALIBI);
+    problem = plain;
+    problem.sinks = per_head;
+    cr_expect_eq(features_of(&problem), HR_FEATURE_SINKS);
+    problem = plain;
+    problem.rope = (hr_rope){.rotary_dim = 16, .theta = 10000};
+    cr_expect_eq(features_of(&problem), HR_FEATURE_ROPE);
+}
+
 Test(dispatch, decode_kernels_take_short_queries_only)
 {
     for (int i = 0; i < hr_kernel_count(); i++) {

@@ -152,7 +152,8 @@ static guarded_output run_split(const check_case *test, const char *kernel, int3
     return output;
 }
 
-/* Sequences with many, few and no keys; rows that see all, some and none of a chunk. */
+/* Sequences with many (two of them are cut from three parts on), few and no keys; rows that see
+ * all, some and none of a chunk. */
 static void make_long_case(check_case *test, uint32_t features, const char *recipe)
 {
     *test = (check_case){.shape = {.batch = 4,
@@ -160,7 +161,7 @@ static void make_long_case(check_case *test, uint32_t features, const char *reci
                                    .num_kv_heads = 2,
                                    .head_dim = 40,
                                    .cu_seqlens_q = {0, 3, 4, 14, 15},
-                                   .cu_seqlens_kv = {0, 5000, 5300, 5307, 5307}},
+                                   .cu_seqlens_kv = {0, 5000, 7300, 7307, 7307}},
                          .features = features,
                          .seed = 11};
     cr_assert_eq(hr_recipe_parse(recipe, &test->recipe), HR_OK, "%s", hr_last_error());

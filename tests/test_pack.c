@@ -423,11 +423,11 @@ Test(pack, lse_bias_is_the_product_with_the_mean)
     hr_layer_layouts layouts = {HR_LAYOUT_ROWS, HR_LAYOUT_VNNI_K, HR_LAYOUT_VNNI_V};
     hr_packed_layer layer;
     cr_assert_eq(hr_pack_layer(&recipe, &layouts, &qx, &kx, &kx, BATCH, cu_seqlens, cu_seqlens,
-                               NULL, &layer),
+                               &(hr_layer_scales){.hadamard_seed = 9}, &layer),
                  HR_OK, "%s", hr_last_error());
     cr_assert_not_null(layer.q.lse_bias);
-    cr_assert_eq(layer.q.hadamard_seed, HR_HADAMARD_DEFAULT_SEED);
-    cr_assert_eq(layer.k.hadamard_seed, HR_HADAMARD_DEFAULT_SEED);
+    cr_assert_eq(layer.q.hadamard_seed, 9);
+    cr_assert_eq(layer.k.hadamard_seed, 9);
     cr_assert_eq(layer.v.hadamard_seed, 0);
     for (int h = 0; h < Q_HEADS; h++) {
         for (int t = 0; t < TOKENS; t++) {

@@ -193,19 +193,11 @@ typedef struct reference_buffers {
     int threads;
 } reference_buffers;
 
-static int32_t longest(const int32_t *cu_seqlens, int32_t batch)
-{
-    int32_t result = 0;
-    for (int32_t b = 0; b < batch; b++)
-        if (cu_seqlens[b + 1] - cu_seqlens[b] > result) result = cu_seqlens[b + 1] - cu_seqlens[b];
-    return result;
-}
-
 static hr_status allocate_buffers(const hr_attention_problem *problem, reference_buffers *buffers)
 {
     const size_t row = (size_t)problem->head_dim * sizeof(double);
-    const size_t rows = (size_t)longest(problem->cu_seqlens_q, problem->batch);
-    const size_t keys = (size_t)longest(problem->cu_seqlens_kv, problem->batch);
+    const size_t rows = (size_t)hr_longest_sequence(problem->cu_seqlens_q, problem->batch);
+    const size_t keys = (size_t)hr_longest_sequence(problem->cu_seqlens_kv, problem->batch);
     buffers->keys = (keys + KEYS - 1) / KEYS * KEYS;
     buffers->threads = omp_in_parallel() ? 1 : hr_threads();
     buffers->q = hr_alloc(rows, row);
