@@ -331,6 +331,17 @@ class ReportPage(unittest.TestCase):
         self.assertIn("reads KV head 1, shared by 4 query heads", page.text("#head-note"))
         self.assert_quiet(page)
 
+    def test_missing_positions_are_said(self):
+        for rope in ("none", "applied", "before"):
+            with self.subTest(rope):
+                report = report_example.make_report(2, 3)
+                report["recording"]["rope"] = rope
+                page = self.render_and_open(report, "rope")
+                self.assertEqual(page.count("#rope-note:not([hidden])"), int(rope == "before"))
+                if rope == "before":
+                    self.assertIn("attention without positions", page.text("#rope-note"))
+                self.assert_quiet(page)
+
     def test_the_mask_is_said(self):
         page = self.open(self.example)
         self.assertIn("Maskfull", page.text("#provenance"))

@@ -101,6 +101,36 @@ hr_device cli_parse_device(const char *text)
     return device;
 }
 
+static int add_recipe(const hr_recipe *recipe, hr_recipe *recipes, int32_t *count)
+{
+    if (*count == CLI_RECIPES_MAX)
+        return cli_usage("--recipe lists more than %d recipes", CLI_RECIPES_MAX);
+    recipes[(*count)++] = *recipe;
+    return CLI_OK;
+}
+
+int cli_parse_recipes(char *text, hr_recipe recipes[CLI_RECIPES_MAX], int32_t *count)
+{
+    char *rest = NULL;
+    int code = CLI_OK;
+    *count = 0;
+    for (char *word = text ? strtok_r(text, "; ", &rest) : NULL; word && code == CLI_OK;
+         word = strtok_r(NULL, "; ", &rest)) {
+        hr_recipe recipe;
+        if (strcmp(word, "all") == 0) {
+            for (int i = 0; i < hr_recipe_preset_count() && code == CLI_OK; i++)
+                code = add_recipe(hr_recipe_preset(i), recipes, count);
+        } else if (hr_recipe_parse(word, &recipe) != HR_OK) {
+            code = cli_usage("--recipe: %s", hr_last_error());
+        } else {
+            code = add_recipe(&recipe, recipes, count);
+        }
+    }
+    if (code == CLI_OK && text && *count == 0)
+        return cli_usage("--recipe is empty; give recipes, or all for every preset");
+    return code;
+}
+
 /* Digits only; -1 for anything else or a number above INT_MAX - 1. */
 static int layer_number(const char *text, const char **end)
 {
@@ -241,6 +271,19 @@ int cli_select_layers(const cli_common *common, const hr_recording *recording, i
     return cli_fail("%s: --layers %d-%d is not in the recording, which has %d layer%s, %d to %d",
                     info.path, common->first, common->last, info.layer_count,
                     cli_s(info.layer_count), lowest, highest);
+}
+
+void cli_warn_rope(const hr_recording *recording)
+{
+    const hr_recording_info info = hr_recording_get_info(recording);
+    if (strcmp(info.rope, "before") != 0) return;
+    fprintf(stderr, "headroom %s: warning: ", cli_verb);
+    cli_put_text(stderr, info.path);
+    fputs(
+        ": Q and K are as they were before RoPE (headroom.rope is \"before\") and are not rotated "
+        "here: scales and errors are those of attention without positions; record them after "
+        "RoPE to have the model's\n",
+        stderr);
 }
 
 int cli_check_output(const char *output, const char *const *inputs, int count)

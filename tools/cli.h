@@ -75,6 +75,13 @@ long cli_number(const char *option, const char *text, long low, long high);
 /* Likewise a relative error: a finite number above 0. */
 double cli_relative_error(const char *option, const char *text);
 
+/*
+ * Recipes of a list with spaces or semicolons between, which is written on; all stands for every
+ * preset. NULL leaves *count 0. CLI_OK, or CLI_USAGE, reported.
+ */
+enum { CLI_RECIPES_MAX = 64 };
+int cli_parse_recipes(char *text, hr_recipe recipes[CLI_RECIPES_MAX], int32_t *count);
+
 /* Prints "headroom VERB: message" to stderr and returns CLI_FAILED (or CLI_USAGE). */
 int cli_fail(const char *format, ...) HR_PRINTF(1, 2);
 int cli_usage(const char *format, ...) HR_PRINTF(1, 2);
@@ -86,6 +93,9 @@ int cli_fail_library(const char *context);
  * are. */
 int cli_select_layers(const cli_common *common, const hr_recording *recording, int32_t **layers,
                       int32_t *count);
+
+/* Warns on stderr of a recording whose Q and K have not been rotated yet, which no stage does. */
+void cli_warn_rope(const hr_recording *recording);
 
 /*
  * Before the work: whether `output` could be written. A directory or an unwritable folder is

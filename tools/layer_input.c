@@ -30,6 +30,7 @@ int layer_input_open(layer_input *input, const cli_common *common, const char *r
     memset(input, 0, sizeof *input);
     if (hr_recording_open(recording, &input->recording) != HR_OK) return cli_fail_library(NULL);
     input->info = hr_recording_get_info(input->recording);
+    cli_warn_rope(input->recording);
     if (profile && hr_profile_read(profile, &input->profile) != HR_OK)
         return cli_fail_library(NULL);
     if (profile && hr_profile_check(input->profile, input->recording) != HR_OK)
@@ -47,6 +48,7 @@ int layer_input_open_choice(layer_input *input, const cli_common *common, const 
         hr_choice_read(choice, &input->choice) != HR_OK)
         return cli_fail_library(NULL);
     input->info = hr_recording_get_info(input->recording);
+    cli_warn_rope(input->recording);
     int code = cli_select_layers(common, input->recording, &input->layers, &input->layer_count);
     if (code != CLI_OK) return code;
     if (hr_choice_check(input->choice, input->recording, input->layers, input->layer_count) !=

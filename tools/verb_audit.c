@@ -67,36 +67,6 @@ static error_t parse(int key, char *text, struct argp_state *state)
     }
 }
 
-static int add_recipe(const hr_recipe *recipe, hr_recipe *recipes, int32_t *count)
-{
-    if (*count == LIST_MAX) return cli_usage("--recipe lists more than %d recipes", LIST_MAX);
-    recipes[(*count)++] = *recipe;
-    return CLI_OK;
-}
-
-/* No text leaves the list empty, which is the library's word for all presets. */
-static int parse_recipes(char *text, hr_recipe *recipes, int32_t *count)
-{
-    char *rest = NULL;
-    int code = CLI_OK;
-    *count = 0;
-    for (char *word = text ? strtok_r(text, "; ", &rest) : NULL; word && code == CLI_OK;
-         word = strtok_r(NULL, "; ", &rest)) {
-        hr_recipe recipe;
-        if (strcmp(word, "all") == 0) {
-            for (int i = 0; i < hr_recipe_preset_count() && code == CLI_OK; i++)
-                code = add_recipe(hr_recipe_preset(i), recipes, count);
-        } else if (hr_recipe_parse(word, &recipe) != HR_OK) {
-            code = cli_usage("--recipe: %s", hr_last_error());
-        } else {
-            code = add_recipe(&recipe, recipes, count);
-        }
-    }
-    if (code == CLI_OK && text && *count == 0)
-        return cli_usage("--recipe is empty; give recipes, or all for every preset");
-    return code;
-}
-
 static int parse_observers(char *text, const char **observers, int32_t *count)
 {
     *count = 0;
@@ -363,6 +333,7 @@ static int run_audit(const audit_arguments *arguments, hr_audit_options *audit_o
     if (hr_recording_open(arguments->files.input, &recording) != HR_OK ||
         (arguments->files.profile && hr_profile_read(arguments->files.profile, &profile) != HR_OK))
         code = cli_fail_library(NULL);
+    if (code == CLI_OK) cli_warn_rope(recording);
     if (code == CLI_OK && profile && hr_profile_check(profile, recording) != HR_OK)
         code = cli_fail_library(arguments->files.profile);
     if (code == CLI_OK)
@@ -410,13 +381,13 @@ int verb_audit(int argc, char **argv)
     };
     cli_parse(&argp, argc, argv, &arguments);
 
-    static hr_recipe recipes[LIST_MAX];
+    static hr_recipe recipes[CLI_RECIPES_MAX];
     const char *observers[LIST_MAX];
     hr_audit_options audit_options = {.threads = arguments.common.threads,
                                       .device = arguments.device,
                                       .repeats = (int32_t)arguments.repeats,
                                       .progress = show_progress};
-    int code = parse_recipes(arguments.files.recipe, recipes, &audit_options.recipe_count);
+    int code = cli_parse_recipes(arguments.files.recipe, recipes, &audit_options.recipe_count);
     if (code == CLI_OK)
         code = parse_observers(arguments.observers, observers, &audit_options.observer_count);
     if (code != CLI_OK) return code;

@@ -106,6 +106,7 @@ static int observe_all(const calibrate_arguments *arguments, hr_calibrator *cali
             if (hr_recording_open(arguments->recordings[r], &recording) != HR_OK)
                 return cli_fail_library(NULL);
             hr_recording_info info = hr_recording_get_info(recording);
+            if (pass == 0) cli_warn_rope(recording);
             double done = share * (pass * arguments->recording_count + r);
             if (pass == 0 && hr_calibrator_set_source(calibrator, &info) != HR_OK)
                 code = cli_fail_library(info.path);

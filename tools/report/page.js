@@ -311,6 +311,15 @@ function drawMaskNote({ recording }) {
     : "";
 }
 
+/* Positions are missing from every figure, so that is said there too. */
+function drawRopeNote({ recording }) {
+  const note = document.getElementById("rope-note");
+  note.hidden = recording.rope !== "before";
+  note.textContent = note.hidden
+    ? ""
+    : "Q and K were recorded before RoPE and not rotated: all errors are those of attention without positions, not the model's.";
+}
+
 function drawProvenance(report) {
   const { recording, machine, headroom } = report;
   const shapes = new Set(
@@ -422,6 +431,7 @@ function start() {
     document.getElementById("report").hidden = false;
     view = new View(report);
     drawMaskNote(report);
+    drawRopeNote(report);
     drawProvenance(report);
     drawBaselines(report);
     view.drawAll();
