@@ -88,6 +88,23 @@ class Stages(CliTest):
         path.write_text("{}")
         self.fails(1, *run, says=("choice.json", "schema is not"), left=(out.name, "report"))
 
+    def test_a_recording_from_before_rope_is_warned_of(self):
+        metadata = {**files.recording_metadata(), "headroom.rope": "before"}
+        before = files.recording(self.dir / "before.safetensors", metadata=metadata)
+        for rec, expected in ((self.rec, 0), (before, 1)):
+            for verb in (
+                ("calibrate", "-o", self.dir / "p.safetensors"),
+                ("calibrate", "--recipe", "fp8:k.transform=mean", "-o", self.dir / "p.safetensors"),
+                ("pack", "--recipe", "int8", "-o", self.dir / "q.safetensors"),
+                ("run", "--recipe", "int8", "-o", self.dir / "o.safetensors"),
+                ("audit", "--recipe", "int8", "--repeats", 1, "-o", self.dir / "r"),
+                ("run", "--choice", self.dir / "r/choice.json", "-o", self.dir / "o.safetensors"),
+            ):
+                with self.subTest(rec=rec.name, verb=verb):
+                    text = self.ok(verb[0], rec, *verb[1:]).stderr
+                    says = "before.safetensors: Q and K are as they were before RoPE"
+                    self.assertEqual(text.count(says), expected, text)
+
     def test_packed_and_recording_give_the_same_output(self):
         for recipe in ("bf16", "int8", "int4", "int8-fp8"):
             with self.subTest(recipe):
@@ -240,6 +257,48 @@ class Stages(CliTest):
         lines = self.ok("kernels", "--filter", "*_portable").stdout.splitlines()[1:]
         self.assertEqual([line.split()[0] for line in lines], [row["kernel"] for row in some])
         self.assertEqual({line.index(" portable ") for line in lines}, {lines[0].index(" portable ")})
+
+    def test_bench_takes_any_shape_and_recipe(self):
+        """Paged, batched, grouped, windowed and cold, with recipes that are no presets."""
+        bench = ("bench", "--repeats", 1, "--threads", 1)
+        rows = json.loads(self.ok(
+            *bench, "--json", "--recipe", "int4:qk.transform=none; int8:p.dtype=i16; fp8",
+            "--heads", 4, "--kv-heads", 2, "--head-dim", 40, "--seqlen-q", 3, "--seqlen-kv", "50,70",
+            "--batch", 3, "--page-size", 16, "--mask", "causal", "--window", "20,0", "--cold", 1,
+            "--filter", "*_portable/*",
+        ).stdout)["rows"]
+        recipes = [row["recipe"] for row in rows]
+        self.assertEqual(
+            {recipe: recipes.count(recipe) for recipe in recipes},
+            {"int4:qk.transform=none": 2, "int8:p.dtype=i16": 2, "fp8": 2}, "two key lengths each")
+        for row in rows:
+            self.assertEqual(
+                [row[field] for field in ("head_dim", "seqlen_q", "batch", "page_size", "num_heads",
+                                          "num_kv_heads", "causal")], [40, 3, 3, 16, 4, 2, True])
+            self.assertIn(f"/b3/page16/causal/masked/{row['recipe']}", row["case"])
+            self.assertTrue(0 < row["check_rel_l2"] < 0.0625 and row["median_ms"] > 0)
+            self.assertLess(row["density"], 1)
+        text = self.ok(*bench, "--recipe", "int4:kv.granularity=group8", "--head-dim", 32,
+                       "--seqlen-q", 20, "--filter", "*_portable/*").stdout.splitlines()
+        self.assertEqual(len({line.rindex(" ") for line in text if "/full/" in line}), 1, text)
+        # What the caches or kernels do not do is said once, and is the failure where nothing is left.
+        small = (*bench, "--head-dim", 32, "--seqlen-q", 20, "--filter", "*_portable/*")
+        skipped = self.ok(*small, "--page-size", 16).stderr.splitlines()
+        self.assertEqual(len(skipped), 1, skipped)
+        self.assertIn("are skipped: v has dynamic scales per channel", skipped[0])
+        self.fails(1, *small, "--page-size", 16, "--recipe", "int8:k.granularity=block16",
+                   says="are skipped: k has scales per block")
+        for code, more, says in (
+            (2, ("--recipe", "int5"), "no preset 'int5'"),
+            (2, ("--recipe", "int4:residual=16"), "leave residual=16 out"),
+            (1, ("--recipe", "int8", "--head-dim", 52), "multiple of 8 up to 256, not 52"),
+            (2, ("--page-size", 24), "a multiple of 16 up to 256"),
+            (2, ("--page-size", 16, "--epilogue", "rms"), "leave --page-size out"),
+            (2, ("--batch", 1 << 20, "--seqlen-kv", 1 << 20), "is more than 2147483647 keys"),
+            (2, ("--heads", 6, "--kv-heads", 4), "does not divide"),
+        ):
+            with self.subTest(more):
+                self.fails(code, *bench, *more, says=says)
 
     def test_bench_rows_have_the_fields_scripts_read(self):
         rows = json.loads(

@@ -5,16 +5,16 @@
 #ifndef HEADROOM_BENCH_CASE_H
 #define HEADROOM_BENCH_CASE_H
 
-#include "mask_option.h"
+#include "bench_job.h"
 
 typedef struct bench_case {
     const hr_kernel_info *kernel;
-    int32_t head_dim, seqlen_q, seqlen_kv, num_heads, num_kv_heads;
-    bool causal;
-    const cli_mask *mask; /* what else hides keys */
-    hr_norm norm;         /* of an epilogue that is timed fused and afterwards; NONE: is not */
-    hr_recipe recipe;     /* set by bench_case_name */
-    char name[128];       /* likewise */
+    bench_shape shape;
+    const cli_mask *mask;   /* what else hides keys */
+    hr_norm norm;           /* of an epilogue that is timed fused and afterwards; NONE: is not */
+    const hr_recipe *given; /* NULL: the preset the kernel serves */
+    hr_recipe recipe;       /* set by bench_case_name */
+    char name[512];         /* likewise */
 } bench_case;
 
 typedef struct bench_result {
@@ -36,7 +36,10 @@ typedef struct bench_result {
 typedef struct bench_state {
     hr_device device;
     int32_t repeats, threads;
-    int32_t cases;      /* run so far */
+    int32_t cases;      /* timed so far */
+    int32_t skipped;    /* and those that could not be */
+    bool naming;        /* cases are named, not run, */
+    int name_width;     /* for the longest name */
     int64_t cold_bytes; /* memory that the copies of K and V take together at least; 0: one copy */
     void *stream;       /* read by the streaming loop */
     size_t stream_bytes;
@@ -45,9 +48,13 @@ typedef struct bench_state {
 int bench_state_init(bench_state *state);
 void bench_state_free(bench_state *state);
 
-/* Chooses the preset the kernel serves and names the case; false when the kernel serves none. */
+/* Chooses the recipe and names the case; false when the kernel does not serve it. */
 bool bench_case_name(bench_case *c);
 
+/* Whether the kernel (NULL: any of this machine) serves the case; else hr_last_error says why. */
+hr_status bench_case_find(const bench_case *c, const char *kernel);
+
+/* CLI_OK, or an error or BENCH_SKIPPED, reported. */
 int bench_case_run(const bench_case *c, bench_state *state, bench_result *out);
 
 #endif
