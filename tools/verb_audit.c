@@ -291,10 +291,11 @@ static int publish(const audit_arguments *arguments, const hr_audit *audit)
     int code = name_outputs(arguments->files.output, &paths);
     if (code != CLI_OK) return code;
     if (hr_audit_json(audit, arguments->budget, &json) != HR_OK ||
-        hr_choice_from_audit(audit, arguments->budget, &choice) != HR_OK ||
-        hr_choice_write(choice, paths.choice) != HR_OK)
+        hr_choice_from_audit(audit, arguments->budget, &choice) != HR_OK)
         code = cli_fail_library(NULL);
     if (code == CLI_OK) code = write_report(json, &paths);
+    if (code == CLI_OK && hr_choice_write(choice, paths.choice) != HR_OK)
+        code = cli_fail_library(NULL);
     if (code == CLI_OK && arguments->common.json) {
         puts(json);
     } else if (code == CLI_OK) {
