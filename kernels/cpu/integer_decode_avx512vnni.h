@@ -73,26 +73,25 @@ static int32_t place_in_row(const code_rows *k, bool nibbles, int32_t channel)
 
 /*
  * Q of the rows [first, end), in the order of K's codes. One or two rows: as it lies there, in each
- * half of a vector where rows are paired. More: 8 bytes of eight rows side by side, a row of each
- * of two sets in a lane; or 16 bytes of the last four.
+ * half of a vector where rows are paired. More: 16 bytes of a set's rows side by side.
  */
 static void begin_rows(decode_state *s, const code_rows *k, int32_t first, int32_t end,
                        bool nibbles)
 {
     uint16_t place[HR_INTEGER_MAX_HEAD_DIM];
-    const int32_t head_dim = s->args->head_dim, bytes = 16 / sets_from(s, first / SET_ROWS);
+    const int32_t head_dim = s->args->head_dim;
     for (int32_t c = 0; c < head_dim; c++) {
         const int32_t at = place_in_row(k, nibbles, c);
         place[c] = (uint16_t)at;
         if (s->few && k->paired) place[c] = (uint16_t)(at / (PART / 2) * PART + at % (PART / 2));
-        if (!s->few) place[c] = (uint16_t)(at / bytes * PART + at % bytes);
+        if (!s->few) place[c] = (uint16_t)(at / 16 * PART + at % 16);
     }
     for (int32_t row = first; row < end; row++) {
         int32_t query, sum = 0;
         const hr_kernel_args *args = args_of(s, row, &query);
         const int8_t *codes = (const int8_t *)args->q.codes + (int64_t)query * head_dim;
-        const int32_t lane = row % SET_ROWS, second = row / SET_ROWS % 2;
-        int8_t *out = s->q + first * s->k_channels + lane * 16 + second * bytes;
+        const int32_t lane = row % SET_ROWS;
+        int8_t *out = s->q + (row - lane) * s->k_channels + lane * 16;
         if (s->few) out = s->q + row * s->k_channels * (k->paired ? 2 : 1);
         for (int32_t c = 0; c < head_dim; c++)
             sum += codes[c];
@@ -102,8 +101,7 @@ static void begin_rows(decode_state *s, const code_rows *k, int32_t first, int32
             for (int32_t c = 0; c < head_dim; c++)
                 out[place[c] + PART / 2] = codes[c];
         s->init[row] = (int32_t)hr_integer_bits(HR_INTEGER_MAGIC) - 128 * sum;
-        int32_t *start = (int32_t *)&s->start[first / GROUP_ROWS];
-        start[lane * 4 + second * 2] = s->init[row];
+        ((int32_t *)&s->start[row / SET_ROWS])[lane * 4] = s->init[row];
         s->factor[row] = hr_integer_row_factor(args, query);
         s->bias[row] = (float)row_bias(args, query);
         s->slope[row] = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E) * HR_INTEGER_OCTAVE;

@@ -1,14 +1,16 @@
 /*
  * The products of three rows and more in integer_decode_avx512vnni.h, eight rows or four at a time:
  *
- *     S    16 keys' codes + 128 in the first-level cache as they lie; 8 bytes of a key, broadcast,
- *          times Q's same channels of eight rows, or 16 bytes and four rows: a sum of a key has the
- *          rows in its lanes, and K needs no transposing
+ *     S    16 keys' codes + 128 in the first-level cache as they lie; 16 bytes of a key, broadcast,
+ *          times Q's same channels of four rows, and of four more: a sum of a key has the rows in
+ *          its lanes, and K needs no transposing
  *     T    4 keys' values interleaved in registers, times P, for eight rows and a quarter or half
  *          of the vectors at a time: 16 sums, which stay in registers for the whole tile
  *
- * Broadcasts come with the load, so that the two vector ports are left with products, the two
- * shuffles a vector of V, and three a row and four keys of S.
+ * Broadcasts come with the load, one for two products, so that the two vector ports are left with
+ * products, the two shuffles a vector of V, and nine operations for four rows and four keys of S.
+ * (8 bytes of a key times eight rows need four of these less, but a load a product; loads then wait
+ * for each other and for prefetches.)
  */
 #ifndef HEADROOM_INTEGER_DECODE_MANY_AVX512VNNI_H
 #define HEADROOM_INTEGER_DECODE_MANY_AVX512VNNI_H
@@ -53,65 +55,46 @@ INLINE void load_keys(decode_state *s, const code_rows *k, const code_rows *v, i
     }
 }
 
-/* Codes of one key to where Q has the same channels of all rows: 8 bytes or 16. */
-INLINE __m512i spread_codes(const uint8_t *codes, int sets)
-{
-    int64_t eight;
-    if (sets == 1) return _mm512_broadcast_i32x4(_mm_load_si128((const __m128i *)codes));
-    memcpy(&eight, codes, sizeof eight);
-    return _mm512_set1_epi64(eight);
-}
-
-INLINE __m512 even_dwords(__m512 a, __m512 b)
-{
-    return _mm512_shuffle_ps(a, b, 0x88);
-}
-
-INLINE __m512 odd_dwords(__m512 a, __m512 b)
-{
-    return _mm512_shuffle_ps(a, b, 0xdd);
-}
-
-/* Two keys' sums of a lane: the first set's row, the second's, of a and of b. */
-INLINE __m512 add_pairs(__m512i a, __m512i b)
-{
-    const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(even_dwords(x, y)),
-                                                _mm512_castps_si512(odd_dwords(x, y))));
-}
-
 /* x of keys [key, key + 16), which are in k_block, for one or two sets; sets is a constant. */
 INLINE void score_sets(decode_state *s, const code_rows *k, const code_rows *v, int32_t first,
                        int sets, int32_t key, code_kind kinds)
 {
-    const int planes = kind_of_k(kinds) == CODES_BYTES ? 1 : 2;
-    const int bytes = 16 / sets, chunks = (k->paired ? PART / 2 : PART) / bytes;
+    const int planes = kind_of_k(kinds) == CODES_BYTES ? 1 : 2, keys = KEY_STEP / sets;
+    const int chunks = (k->paired ? PART / 2 : PART) / 16;
+    const int32_t vectors = k->parts * planes * chunks; /* of Q of a set */
     const __m512i *q = (const __m512i *)(s->q + first * SET_ROWS * s->k_channels);
-    const __m512i start = s->start[first / 2];
-    __m512i sum[KEY_STEP];
+#pragma GCC unroll 1
+    for (int from = 0; from < KEY_STEP; from += keys) {
+        __m512i sum[2][KEY_STEP];
+#pragma GCC unroll 2
+        for (int i = 0; i < sets; i++)
 #pragma GCC unroll 16
-    for (int j = 0; j < KEY_STEP; j++)
-        sum[j] = start;
-    for (int32_t part = 0; part < k->parts * planes; part++) {
-        prefetch_share(&s->walk.ahead, k, v, chunks * SUMS_COST);
-        for (int chunk = 0; chunk < chunks; chunk++) {
-            const uint8_t *codes = s->k_block + part * PART + chunk * bytes;
-            const __m512i query = _mm512_load_si512(q++);
+            for (int j = 0; j < keys; j++)
+                sum[i][j] = s->start[first + i];
+        for (int32_t part = 0; part < k->parts * planes; part++) {
+            prefetch_share(&s->walk.ahead, k, v, chunks * SUMS_COST);
+            for (int chunk = 0; chunk < chunks; chunk++) {
+                const uint8_t *codes = s->k_block + part * PART + chunk * 16;
+                __m512i query[2];
+#pragma GCC unroll 2
+                for (int i = 0; i < sets; i++)
+                    query[i] = _mm512_load_si512(q + i * vectors + part * chunks + chunk);
 #pragma GCC unroll 16
-            for (int j = 0; j < KEY_STEP; j++)
-                add_products(&sum[j], spread_codes(codes + key_offset(k, j), sets), query);
+                for (int j = 0; j < keys; j++) {
+                    const __m512i sixteen = _mm512_broadcast_i32x4(
+                        _mm_load_si128((const __m128i *)(codes + key_offset(k, from + j))));
+#pragma GCC unroll 2
+                    for (int i = 0; i < sets; i++)
+                        add_products(&sum[i][j], sixteen, query[i]);
+                }
+            }
         }
-    }
+#pragma GCC unroll 2
+        for (int i = 0; i < sets; i++)
 #pragma GCC unroll 4
-    for (int32_t j = 0; j < KEY_STEP; j += 4) {
-        float *x = s->set[first].x + (key + j) * SET_ROWS;
-        if (sets == 1) {
-            _mm512_store_si512(x, sum_dwords(sum + j));
-            continue;
-        }
-        const __m512 low = add_pairs(sum[j], sum[j + 1]), high = add_pairs(sum[j + 2], sum[j + 3]);
-        _mm512_store_ps(x, even_dwords(low, high));
-        _mm512_store_ps(s->set[first + 1].x + (key + j) * SET_ROWS, odd_dwords(low, high));
+            for (int32_t j = 0; j < keys; j += 4)
+                _mm512_store_si512(s->set[first + i].x + (key + from + j) * SET_ROWS,
+                                   sum_dwords(sum[i] + j));
     }
 }
 

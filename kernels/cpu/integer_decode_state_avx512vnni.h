@@ -54,7 +54,7 @@ typedef struct decode_state {
     ALIGNED uint8_t k_block[KEY_STEP * KEY_BYTES];
     /* Rows of a half vector: the weights of two quads of keys, a half of each vector. */
     __m512i pair_weights[GROUP_ROWS][DECODE_TILE / 8];
-    __m512i start[DECODE_ROWS / GROUP_ROWS]; /* of the sums of S, as init lies in them */
+    __m512i start[DECODE_ROWS / SET_ROWS]; /* of the sums of S, as init lies in them */
     ALIGNED uint8_t k_zero[DECODE_TILE], v_zero[DECODE_TILE];
     tile_walk walk;
     double factor[DECODE_ROWS];
