@@ -2,6 +2,7 @@
 """The examples in docs/ work: those in C compile, run and print the text block that follows them,
 and what those in Python write is what it says it is."""
 
+import glob
 import importlib.util
 import os
 import pathlib
@@ -16,6 +17,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 BUILD = pathlib.Path(os.environ.get("HEADROOM_CLI", "")).parent
 CLI = os.environ.get("HEADROOM_CLI", "")
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# [text](file#part), and `folder/file.c` of a folder that git has.
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
+NAMED = re.compile(r"`((?:bench|calibration|cmake|data|docs|include|kernels|quant|tests|tools)/"
+                   r"[\w./*{},-]*\.\w+)")
 EXAMPLE = re.compile(r"^```c\n(.*?)^```$.*?^```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -44,6 +49,19 @@ class Docs(unittest.TestCase):
                     self.assertEqual(run(code), printed)
                 count += 1
         self.assertGreater(count, 0)
+
+    def test_files_that_pages_name_are_there(self):
+        count = 0
+        for page in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")]:
+            text = page.read_text()
+            links = [(page.parent / link, link) for link in LINK.findall(text)]
+            for path, name in links + [(ROOT / name, name) for name in NAMED.findall(text)]:
+                # `attention_{bf16,fp8}_sm90.cu` and `check_hopper_*.cpp` are several files.
+                pattern = re.sub(r"\{[^}]*\}", "*", str(path))
+                with self.subTest(page.name, name=name):
+                    self.assertTrue(glob.glob(pattern), "no such file")
+                count += 1
+        self.assertGreater(count, 50)
 
     def test_python_examples(self):
         if not importlib.util.find_spec("safetensors"):

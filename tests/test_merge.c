@@ -125,10 +125,12 @@ Test(merge, errors_name_what_differs)
 /* 2^64 elements are not none: the product of the extents must not wrap around. */
 Test(merge, more_elements_than_64_bits_count)
 {
-    const int64_t many = INT64_C(1) << 30;
-    const hr_tensor o_parts = view(NULL, 4, 2, many, many, 8),
-                    lse_parts = view(NULL, 3, 2, many, many, 0);
-    const hr_tensor o = view(NULL, 3, many, many, 8, 0);
+    enum { MANY = 1 << 30 };
+    const hr_tensor o_parts = {
+        .dtype = HR_DTYPE_F32, .ndim = 4, .shape = {2, MANY, MANY, 8}, .stride = {8, 8, 8, 1}};
+    const hr_tensor lse_parts = {.dtype = HR_DTYPE_F32, .ndim = 3, .shape = {2, MANY, MANY}};
+    const hr_tensor o = {
+        .dtype = HR_DTYPE_F32, .ndim = 3, .shape = {MANY, MANY, 8}, .stride = {8, 8, 1}};
     cr_expect_eq(hr_merge_states(&o_parts, &lse_parts, NULL, &o, NULL), HR_ERROR_INVALID_ARGUMENT);
     cr_expect(strstr(hr_last_error(), "the data of o_parts"));
 }
