@@ -104,6 +104,13 @@ static hr_status map_file(const char *path, hr_safetensors *file)
     return result;
 }
 
+static bool is_text(const unsigned char *bytes)
+{
+    for (int i = 0; i < LENGTH_BYTES; i++)
+        if (bytes[i] < 0x20 || bytes[i] > 0x7e) return false;
+    return true;
+}
+
 /* Brackets that open, commas and colons outside of strings. */
 static uint64_t count_marks(const char *text, uint64_t length)
 {
@@ -126,6 +133,10 @@ static hr_status parse_header(hr_safetensors *file)
     uint64_t length = 0;
     for (int i = LENGTH_BYTES - 1; i >= 0; i--)
         length = length << 8 | file->map[i];
+    if (length > MAX_HEADER_BYTES && is_text(file->map))
+        return hr_fail(HR_ERROR_FORMAT,
+                       "begins with the text \"%.8s\", not with a header's length: not safetensors",
+                       (const char *)file->map);
     if (length > MAX_HEADER_BYTES)
         return hr_fail(
             HR_ERROR_FORMAT,

@@ -68,6 +68,11 @@ class Stages(CliTest):
         result = json.loads(self.ok(*run, "--check", "--json").stdout)
         self.assertEqual(sum(config["kv_heads"] for config in result["configs"]), 4)
         self.assertEqual(result["choice"], str(path))
+        shown = self.ok("inspect", path).stdout
+        listed = json.loads(self.ok("inspect", path, "--json").stdout)["configs"]
+        self.assertEqual(listed, [{k: config[k] for k in ("id", "recipe", "kv_heads")}
+                                  for config in result["configs"]])
+        self.assertIn("choice.json: choice, 2 layers", shown)
         worst = {(head["layer"], head["head"]): head["rel_l2"] for head in report["choice"]["heads"]}
         for layer, checked in zip(choice["layers"], result["layers"]):
             self.assertLessEqual(checked["error"]["rel_l2"], max(layer["rel_l2"]))
@@ -299,6 +304,27 @@ class Stages(CliTest):
         ):
             with self.subTest(more):
                 self.fails(code, *bench, *more, says=says)
+
+    def test_bench_times_a_choice(self):
+        self.ok("audit", self.rec, "--repeats", 1, "--budget", 0.04, "-o", self.dir / "report")
+        path = self.dir / "report/choice.json"
+        bench = ("bench", "--choice", path, "--seqlen-q", "20,24", "--batch", 2, "--repeats", 1)
+        rows = json.loads(self.ok(*bench, "--mask", "causal", "--json").stdout)["rows"]
+        self.assertEqual([(row["seqlen_q"], row["batch"], row["causal"]) for row in rows],
+                         [(20, 2, True), (24, 2, True)])
+        choice = json.loads(path.read_text())
+        for row in rows:
+            self.assertEqual([layer["layer"] for layer in row["layers"]], [0, 1])
+            for layer in row["layers"]:
+                self.assertTrue(layer["median_ms"] > 0 and layer["x_bf16"] > 0)
+            size, whole = (sum(layer[key] for layer in row["layers"])
+                           for key in ("kv_bytes", "bf16_kv_bytes"))
+            self.assertAlmostEqual(size / whole, choice["kv_bits"] / 16, delta=0.02)
+        lines = self.ok(*bench, "--mask", "full").stdout.splitlines()
+        self.assertEqual([line.split()[0] for line in lines[:5]],
+                         [f"{path}:", "layer", "0", "1", "all"])
+        self.fails(2, *bench, "--recipe", "int8", says="leave --recipe out", left=("report",))
+        self.fails(1, *bench[:2], self.rec, says="is not a choice in JSON", left=("report",))
 
     def test_bench_rows_have_the_fields_scripts_read(self):
         rows = json.loads(

@@ -178,6 +178,7 @@ Test(safetensors_read, wrong_header_lengths)
     refuse_length(100000001, "claims a header of 100000001 bytes; at most 100000000");
     refuse_length(UINT64_MAX, "claims a header of 18446744073709551615 bytes; at most");
     refuse_length(UINT64_MAX - 7, "at most 100000000");
+    refuse_length(UINT64_C(0x656863732220207b), "begins with the text \"{  \"sche\", not with");
 }
 
 Test(safetensors_read, header_is_not_a_json_object)

@@ -75,6 +75,14 @@ static int32_t total_kv(const bench_job *job)
     return job->shape.batch * job->shape.seqlen_kv;
 }
 
+void bench_job_tensors(const bench_job *job, hr_tensor *q, hr_tensor *k, hr_tensor *v)
+{
+    const bench_shape *s = &job->shape;
+    *q = view(job->q, total_q(job), s->num_heads, s->head_dim);
+    *k = view(job->k, total_kv(job), s->num_kv_heads, s->head_dim);
+    *v = view(job->v, total_kv(job), s->num_kv_heads, s->head_dim);
+}
+
 static int32_t longer_total(const bench_job *job)
 {
     return total_q(job) > total_kv(job) ? total_q(job) : total_kv(job);
@@ -234,9 +242,8 @@ static int pack(bench_job *job, const hr_layer_scales *scales, int64_t cold_byte
 {
     const bench_shape *s = &job->shape;
     const hr_layer_layouts layouts = hr_plan_layouts(job->plan);
-    const hr_tensor q = view(job->q, total_q(job), s->num_heads, s->head_dim);
-    const hr_tensor k = view(job->k, total_kv(job), s->num_kv_heads, s->head_dim);
-    const hr_tensor v = view(job->v, total_kv(job), s->num_kv_heads, s->head_dim);
+    hr_tensor q, k, v;
+    bench_job_tensors(job, &q, &k, &v);
     hr_status status = hr_pack_layer(&job->recipe, &layouts, &q, &k, &v, s->batch, job->cu_q,
                                      job->cu_kv, scales, &job->packed);
     if (status != HR_OK) return fail(job, status);
@@ -360,9 +367,8 @@ int bench_job_check(bench_job *job, hr_error *error)
     if (code == CLI_OK && status == HR_OK) {
         hr_attention_problem problem = job->problem;
         problem.paging = (hr_paging){0};
-        const hr_tensor q = view(job->q, total_q(job), s->num_heads, s->head_dim);
-        const hr_tensor k = view(job->k, total_kv(job), s->num_kv_heads, s->head_dim);
-        const hr_tensor v = view(job->v, total_kv(job), s->num_kv_heads, s->head_dim);
+        hr_tensor q, k, v;
+        bench_job_tensors(job, &q, &k, &v);
         status = hr_reference_attention(&problem, &q, &k, &v, reference, NULL);
         if (status == HR_OK)
             hr_error_measure(job->o, s->head_dim, reference, s->head_dim, rows, s->head_dim, error);

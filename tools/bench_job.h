@@ -51,6 +51,9 @@ typedef struct bench_job {
 int bench_job_create(bench_job *job, const bench_job_options *options);
 void bench_job_free(bench_job *job);
 
+/* The inputs, as long as bench_job_check has not been called. */
+void bench_job_tensors(const bench_job *job, hr_tensor *q, hr_tensor *k, hr_tensor *v);
+
 /* Seconds a run takes, the mean over rounds and copies. */
 int bench_job_run(bench_job *job, double *seconds);
 

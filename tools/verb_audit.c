@@ -33,7 +33,9 @@ static const struct argp_option options[] = {
     {"profile", 'p', "PROFILE", 0,
      "Profile with static scales (default: calibrate on the recording itself)", 0},
     {"recipe", 'r', "LIST", 0,
-     "Recipes separated by spaces or semicolons; all stands for every preset (default)", 0},
+     "Recipes separated by spaces or semicolons, such as 'int8; int4:kv.granularity=group32'; all "
+     "stands for every preset (default)",
+     0},
     {"observer", 'b', "LIST", 0,
      "Observers for static scales, separated by commas (default absmax)", 0},
     {"budget", KEY_BUDGET, "X", 0,

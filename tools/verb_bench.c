@@ -14,6 +14,7 @@
 #include <time.h>
 
 #include "bench_case.h"
+#include "bench_choice.h"
 #include "cli.h"
 
 enum {
@@ -29,6 +30,7 @@ enum {
     KEY_COLD,
     KEY_BATCH,
     KEY_PAGE_SIZE,
+    KEY_CHOICE,
     KEY_EPILOGUE,
     KEY_DEVICE
 };
@@ -42,6 +44,8 @@ typedef struct bench_arguments {
     hr_recipe *recipes; /* [recipe_count]; 0: the preset of each kernel */
     int32_t recipe_count;
     char *recipe_list;
+    const char *choice;
+    const char *not_choice; /* an option given that does not go with --choice */
     long heads, kv_heads, batch, page_size, repeats, cold;
     hr_device device;
     bool full, causal;
@@ -57,6 +61,9 @@ static const struct argp_option options[] = {
     {"recipe", 'r', "LIST", 0,
      "Recipes separated by spaces or semicolons, each on every kernel that serves it (default: the "
      "preset of each kernel)",
+     0},
+    {"choice", KEY_CHOICE, "CHOICE", 0,
+     "Time the layers of an audit's choice.json instead, each head with its recipe, beside bf16",
      0},
     {"batch", KEY_BATCH, "N", 0, "Sequences, each of these lengths (default 1)", 0},
     {"page-size", KEY_PAGE_SIZE, "N", 0,
@@ -113,9 +120,36 @@ static void check_totals(const bench_arguments *a)
                              a->seqlen_kv[i], INT32_MAX);
 }
 
+/* The option's name where it says what a choice says by itself, or what is timed of cases only. */
+static const char *own_shape(int key)
+{
+    switch (key) {
+    case 'f':
+        return "filter";
+    case 'r':
+        return "recipe";
+    case KEY_HEAD_DIM:
+        return "head-dim";
+    case KEY_HEADS:
+        return "heads";
+    case KEY_KV_HEADS:
+        return "kv-heads";
+    case KEY_PAGE_SIZE:
+        return "page-size";
+    case KEY_COLD:
+        return "cold";
+    case KEY_EPILOGUE:
+        return "epilogue";
+    default:
+        return NULL;
+    }
+}
+
 static error_t parse(int key, char *text, struct argp_state *state)
 {
     bench_arguments *a = state->input;
+    const char *shape = own_shape(key);
+    if (shape) a->not_choice = shape;
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[1] = &a->mask;
@@ -140,6 +174,9 @@ static error_t parse(int key, char *text, struct argp_state *state)
         return 0;
     case 'r':
         a->recipe_list = text;
+        return 0;
+    case KEY_CHOICE:
+        a->choice = text;
         return 0;
     case KEY_BATCH:
         a->batch = cli_number("--batch", text, 1, 1 << 20);
@@ -177,6 +214,10 @@ static error_t parse(int key, char *text, struct argp_state *state)
         if (a->page_size > 0 && a->norm != HR_NORM_NONE)
             cli_bad_argument(
                 "--epilogue is timed on contiguous K and V only; leave --page-size out");
+        if (a->choice && a->not_choice)
+            cli_bad_argument("--choice has shapes and recipes of its own, in memory as they are; "
+                             "leave --%s out",
+                             a->not_choice);
         check_totals(a);
         return 0;
     default:
@@ -320,6 +361,34 @@ static int say_nothing_ran(const bench_arguments *a, const bench_state *state)
                     "are accepted");
 }
 
+/* All lengths and masks of the arguments on a choice. */
+static int bench_choices(const bench_arguments *a, const bench_state *state, json_t *rows)
+{
+    const int kv_count = a->seqlens_kv ? a->seqlens_kv : 1;
+    int code = CLI_OK;
+    for (int i = 0; i < a->seqlens_q * kv_count * 2 && code == CLI_OK; i++) {
+        const int causal = i % 2, kv = i / 2 % kv_count, q = i / 2 / kv_count;
+        if (!(causal ? a->causal : a->full)) continue;
+        const bench_choice bench = {
+            .path = a->choice,
+            .seqlen_q = (int32_t)a->seqlen_q[q],
+            .seqlen_kv = (int32_t)(a->seqlens_kv ? a->seqlen_kv[kv] : a->seqlen_q[q]),
+            .batch = (int32_t)a->batch,
+            .causal = causal,
+            .mask = &a->mask,
+            .device = state->device,
+            .repeats = state->repeats,
+            .threads = state->threads};
+        json_t *layers = json_array();
+        code = bench_choice_run(&bench, layers, a->common.json);
+        json_array_append_new(rows,
+                              json_pack("{so si si si sb so}", "choice", cli_path(a->choice),
+                                        "seqlen_q", bench.seqlen_q, "seqlen_kv", bench.seqlen_kv,
+                                        "batch", bench.batch, "causal", causal, "layers", layers));
+    }
+    return code;
+}
+
 int verb_bench(int argc, char **argv)
 {
     static const struct argp_child children[] = {
@@ -369,6 +438,13 @@ int verb_bench(int argc, char **argv)
     if (hr_isa_mask() == 0 || hr_device_check(state.device) != HR_OK) return cli_fail_library(NULL);
     code = bench_state_init(&state);
     json_t *rows = json_array();
+    if (code == CLI_OK && arguments.choice) {
+        code = bench_choices(&arguments, &state, rows);
+        if (code == CLI_OK && arguments.common.json) code = print_result(&state, json_incref(rows));
+        json_decref(rows);
+        bench_state_free(&state);
+        return code;
+    }
     state.naming = true; /* first how wide the names are */
     if (code == CLI_OK) code = for_each_kernel(&arguments, &state, rows);
     state.naming = false;

@@ -21,7 +21,10 @@ enum { KEY_MIN_TOKENS = 256 };
 
 static const struct argp_option options[] = {
     {"output", 'o', "PROFILE", 0, "The profile to write (required)", 0},
-    {"recipe", 'r', "RECIPE", 0, "Recipe to calibrate for (default fp8)", 0},
+    {"recipe", 'r', "RECIPE", 0,
+     "Recipe to calibrate for: a preset with static scales or a change of one, such as "
+     "fp8:qk.transform=hadamard (default fp8)",
+     0},
     {"observer", 'b', "OBSERVER", 0,
      "absmax, percentile:P or mse: how a head's range is chosen (default absmax)", 0},
     {"granularity", 'g', "G", 0,

@@ -1,6 +1,7 @@
 /*
  * headroom inspect FILE: what kind of file it is, its metadata and its tensors.
  */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -129,6 +130,54 @@ static int validate(const char *path, const char *kind)
     return status == HR_OK ? CLI_OK : cli_fail_library(NULL);
 }
 
+/* How many KV heads have a config. */
+static int64_t heads_of(const hr_choice *choice, int32_t config)
+{
+    int64_t count = 0;
+    for (int32_t l = 0; l < choice->layer_count; l++)
+        for (int32_t h = 0; h < choice->layers[l].num_kv_heads; h++)
+            count += choice->layers[l].config[h] == config;
+    return count;
+}
+
+static int inspect_choice(const inspect_arguments *arguments)
+{
+    hr_choice *choice;
+    if (hr_choice_read(arguments->file, &choice) != HR_OK) return cli_fail_library(NULL);
+    json_t *configs = json_array();
+    if (!arguments->common.json) {
+        cli_put_text(stdout, arguments->file);
+        printf(": choice, %d layer%s\n", choice->layer_count, cli_s(choice->layer_count));
+        print_pair("model", choice->model);
+        if (isfinite(choice->budget)) printf("  %-22s %g\n", "budget", choice->budget);
+        if (isfinite(choice->kv_bits))
+            printf("  %-22s %.2f\n", "K and V, mean bits", choice->kv_bits);
+    }
+    for (int32_t c = 0; c < choice->config_count; c++) {
+        const hr_choice_config *config = &choice->configs[c];
+        const long long heads = heads_of(choice, c);
+        if (arguments->common.json) {
+            json_array_append_new(configs,
+                                  json_pack("{ss ss sI}", "id", config->id, "recipe",
+                                            config->recipe.name, "kv_heads", (json_int_t)heads));
+            continue;
+        }
+        printf("  ");
+        print_column(config->id, 44);
+        printf(" %lld KV head%s\n", heads, cli_s(heads));
+    }
+    const int code =
+        arguments->common.json
+            ? cli_print_json(json_pack(
+                  "{so ss si so so so}", "file", cli_path(arguments->file), "model", choice->model,
+                  "layers", choice->layer_count, "budget", cli_figure(choice->budget), "kv_bits",
+                  cli_figure(choice->kv_bits), "configs", json_incref(configs)))
+            : CLI_OK;
+    json_decref(configs);
+    hr_choice_free(choice);
+    return code;
+}
+
 int verb_inspect(int argc, char **argv)
 {
     static const struct argp_child children[] = {{&cli_common_argp, 0, NULL, 0}, {0}};
@@ -136,13 +185,16 @@ int verb_inspect(int argc, char **argv)
         .parser = parse,
         .args_doc = "FILE",
         .doc = "Say what a file is, validate it as what it says it is, and list its metadata and "
-               "tensors.\v"
+               "tensors; of a choice (.json), how many KV heads have which recipe.\v"
                "Example: headroom inspect data/minilm.safetensors --layers 0",
         .children = children,
     };
     inspect_arguments arguments = {.common = cli_common_defaults()};
     cli_parse(&argp, argc, argv, &arguments);
 
+    const size_t length = strlen(arguments.file);
+    if (length > 5 && strcmp(arguments.file + length - 5, ".json") == 0)
+        return inspect_choice(&arguments);
     hr_safetensors *file;
     if (hr_safetensors_open(arguments.file, &file) != HR_OK) return cli_fail_library(NULL);
     int code = validate(arguments.file, hr_safetensors_metadata(file, "headroom.kind"));

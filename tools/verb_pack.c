@@ -15,7 +15,10 @@ typedef struct pack_arguments {
 static const struct argp_option options[] = {
     {"output", 'o', "PACKED", 0, "The packed file to write (required)", 0},
     {"profile", 'p', "PROFILE", 0, "Profile with the static scales", 0},
-    {"recipe", 'r', "RECIPE", 0, "Recipe (default: the profile's)", 0},
+    {"recipe", 'r', "RECIPE", 0,
+     "Recipe: bf16, fp8, int8, int8-fp8, int4 or a change of one, such as int8:p.dtype=i16 "
+     "(default: the profile's)",
+     0},
     {"kernel", 'k', "NAME", 0,
      "Lay codes out as this kernel reads them (default: plain rows, which every tool can read)", 0},
     {0},

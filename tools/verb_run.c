@@ -28,7 +28,10 @@ enum { KEY_DEVICE = 256, KEY_CHOICE };
 static const struct argp_option options[] = {
     {"output", 'o', "OUT", 0, "The file to write O and LSE to (required)", 0},
     {"profile", 'p', "PROFILE", 0, "Profile with the static scales", 0},
-    {"recipe", 'r', "RECIPE", 0, "Recipe (default: the profile's)", 0},
+    {"recipe", 'r', "RECIPE", 0,
+     "Recipe: bf16, fp8, int8, int8-fp8, int4 or a change of one, such as int8:p.dtype=i16 "
+     "(default: the profile's)",
+     0},
     {"kernel", 'k', "NAME", 0,
      "Run this kernel (default: the best one; headroom kernels lists them)", 0},
     {"choice", KEY_CHOICE, "CHOICE", 0,
