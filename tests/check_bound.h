@@ -28,9 +28,14 @@
  *    E4M3. Below 2^-6 the step of E4M3 is 2^-9, with M_t at 448: 2^-10 / 448 absolute. U8 has M_t
  *    at 255: 0.5 / 255 absolute; I16 has it at 128 * 255. When V's token scales f_j are folded into
  *    P before it is rounded, M_t = max w_j f_j and R_j is divided by f_j.
+ *    On Hopper P is a half before it is U8, 1/16 more at 255 (halves from 128 on are 1/8 apart),
+ * and takes f_j as 1 / f_j is in halves, 2^-11 of the value.
  * 4. Normalization. The sum of weights is taken before rounding, so its relative error is the mean
  *    of the E_j: T = sum w_j E_j + w_sink u (...) + 8 u. The integer kernels round weights to
- *    integers on a scale of 128 * 255 first: + 0.5 / (128 * 255) sum M_t / f_j.
+ *    integers on a scale of 128 * 255 first: + 0.5 / (128 * 255) sum M_t / f_j. Hopper's sums P as
+ *    halves: 2^-11 of each weight, in E_j, and half of the smallest half, 2^-25, of those below
+ *    2^-14: + 2^-25 / 255 sum M_t / f_j. Matrix products cut their sums of 16: 17 * 2^-24 each, as
+ *    much as FP32 sums of the tile's keys.
  *    Where O is in units of V's scale of the tile at work, two more roundings a tile: + 2 u tiles.
  * 5. Output.  |O_c - o_c| <= (sum_j (w_j (E_j + T + 2 u) + R_j) |v_jc| + w_j h_v) / (1 - T)
  *    LSE.     |LSE - lse| <= T / (1 - T) + 4 u (|lse| + |bias| + max |s| + 1)
@@ -60,6 +65,7 @@ typedef struct error_model {
     double sum_absolute;           /* of the tile's largest, in the sum of an even or wide tile */
     double tile_least;             /* a tile that weighs less than this counts as this much */
     bool fp22_qk, fp22_pv;         /* products of E4M3 on Hopper's tensor cores */
+    bool sum_everywhere;           /* the same in other tiles */
     bool fold_v;                   /* V's token scales are rounded together with P */
     bool v_steps;                  /* O changes its unit where V's scale by block does */
     bool p_running;   /* P is rounded relative to a running maximum: M_t is that of all keys */
@@ -67,6 +73,23 @@ typedef struct error_model {
     bool half_decode; /* likewise, in the decode kernel: check_bound_half_decode.h */
     int32_t tile_kv;
 } error_model;
+
+/*
+ * int8 on Hopper. ex2.approx is right to 2^-22, twice a weight (of the tile and of the row), and
+ * log2 of V's scale by token, up to 16 in magnitude, adds 2^-21 of its own rounding and 16 u when
+ * it joins the exponent; 2^-11 is a weight's rounding to a half.
+ */
+static inline void set_hopper_int8(error_model *model)
+{
+    model->dot_terms = 0;
+    model->exp_error = 0x1p-21 + 0x1p-21 + 16 * UNIT + 0x1p-11;
+    model->p_relative = 0x1p-11;
+    model->p_absolute = (0.5 + 1.0 / 16) / 255 * (1 + 0x1p-10);
+    model->sum_absolute = 0x1p-25 / 255;
+    model->sum_everywhere = true;
+    model->tile_least = 0x1p-98; /* 2^-126 after 2^16 of LEAD, and what V's scales differ by */
+    model->fold_v = true;
+}
 
 static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *recipe,
                                    int32_t head_dim)
@@ -97,6 +120,10 @@ static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *r
         break;
     case HR_DTYPE_U8:
     case HR_DTYPE_I16:
+        if (row->isa == HR_ISA_SM90) {
+            set_hopper_int8(&model);
+            break;
+        }
         /*
          * kernels/cpu/integer_softmax.h: a logit is rounded to 1/1024 octave, half a unit each for
          * the key and for the maximum; weights are good to HR_INTEGER_WEIGHT_ERROR and R_j to
@@ -299,7 +326,7 @@ static inline double bound_sum(const error_model *model, const row_state *state,
             largest = fmax(largest, keys[j].fold);
             if (state->visible[j]) inverse += 1 / keys[j].fold;
         }
-        if (largest <= (double)HR_INTEGER_WIDE * 1.0001 * least)
+        if (model->sum_everywhere || largest <= (double)HR_INTEGER_WIDE * 1.0001 * least)
             total += model->sum_absolute * inverse * tile_top(model, state, keys, begin, &running);
     }
     return total;

@@ -42,13 +42,19 @@ Test(hopper_prepare, tile_scales_follow_tokens_and_end_with_sequences)
         expect_clean(hr_tile_scale_sm90(&args));
         for (int head = 0; head < heads; head++)
             for (int t = 0; t < tiles; t++) {
+                const int first = t < 2 ? t * 128 : 130, end = t < 2 ? 130 : 131;
+                /* v falls from token to token, so the first one's scale is the tile's largest. */
+                const float v_unit = hr_sm90_v_unit(by_token ? v[head * tokens + first] : 1);
                 for (int key = 0; key < 128; key++) {
-                    const int token = t < 2 ? t * 128 + key : 130 + key;
-                    const bool real = token < (t < 2 ? 130 : 131);
-                    const int at = by_token ? head * tokens + token : head;
+                    const bool real = first + key < end;
+                    const int at = by_token ? head * tokens + first + key : head;
                     hr_sm90_set_tile_scale(tile.data(), key, real ? k[at] : 1,
-                                           real && by_token ? v[at] : 1);
+                                           !real      ? v_unit
+                                           : by_token ? v[at]
+                                                      : 1,
+                                           v_unit);
                 }
+                hr_sm90_end_tile_scale(tile.data(), v_unit, 1);
                 const float *has = &out[(head * tiles + t) * HR_SM90_TILE_SCALES];
                 for (int i = 0; i < HR_SM90_TILE_SCALES; i++)
                     cr_assert_eq(has[i], tile[i], "head %d, tile %d, float %d", head, t, i);

@@ -569,6 +569,13 @@ Test(hopper_emulator, conversions)
     cr_expect_eq(cvt_f16x2(-INFINITY, 65520.0f), 0xFC007C00);
 }
 
+Test(hopper_emulator, sums_of_halves)
+{
+    cr_assert_eq(hopper::add_f16x2(0x3C005BF8, 0x64006400), 0x640164FF); /* 1 and 255 to 1024 */
+    cr_assert_eq(hopper::add_f16x2(0x38003E00, 0x64006400), 0x64006402); /* ties to even */
+    cr_assert_eq(hopper::add_f16x2(0x7BFF8001, 0x7BFF0001), 0x7C000000); /* beyond 65504 */
+}
+
 Test(hopper_emulator, prmt_and_ex2)
 {
     cr_expect_eq(prmt(0x33221100, 0x77665544, 0x7520), 0x77552200);

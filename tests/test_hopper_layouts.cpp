@@ -451,6 +451,63 @@ __global__ void matrices(uint16_t (*element)[8][8], uint16_t (*out)[8][8], bool 
 
 } // namespace
 
+/* 9.7.14.5.8, m16n8k16 with A and B of .f16: row and column of each element of lane l. */
+__global__ void halves_product(const uint16_t (*a)[16], const uint16_t (*b)[8], float (*d)[8])
+{
+    const int l = (int)threadIdx.x, group = l >> 2, in_group = l % 4;
+    uint32_t a_words[4] = {}, b_words[2] = {};
+    float d_values[4];
+    for (int i = 0; i < 8; i++) {
+        const int row = i < 2 || (i >= 4 && i < 6) ? group : group + 8;
+        const int column = in_group * 2 + (i & 1) + (i < 4 ? 0 : 8);
+        a_words[i / 2] |= (uint32_t)a[row][column] << 16 * (i % 2);
+    }
+    for (int i = 0; i < 4; i++) {
+        const int row = in_group * 2 + (i & 1) + (i < 2 ? 0 : 8);
+        b_words[i / 2] |= (uint32_t)b[row][group] << 16 * (i % 2);
+    }
+    for (int i = 0; i < 4; i++)
+        d_values[i] = d[group + (i < 2 ? 0 : 8)][in_group * 2 + (i & 1)];
+    hopper::mma_f16(d_values, a_words, b_words);
+    for (int i = 0; i < 4; i++)
+        d[group + (i < 2 ? 0 : 8)][in_group * 2 + (i & 1)] = d_values[i];
+}
+
+Test(hopper_layouts, mma_of_halves)
+{
+    uint16_t a[16][16], b[16][8];
+    float d[16][8], expected[16][8];
+    std::mt19937 random(7);
+    auto half = [&](int value) { return (uint16_t)(hopper::cvt_f16x2(0, (float)value) & 0xFFFF); };
+    int a_values[16][16], b_values[16][8];
+    for (int k = 0; k < 16; k++)
+        for (int i = 0; i < 16; i++) {
+            a[i][k] = half(a_values[i][k] = (int)(random() % 2049) - 1024);
+            if (i < 8) b[k][i] = half(b_values[k][i] = (int)(random() % 129) - 64);
+        }
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 8; j++) {
+            expected[i][j] = d[i][j] = (float)(i - 8 * j);
+            for (int k = 0; k < 16; k++)
+                expected[i][j] += (float)(a_values[i][k] * b_values[k][j]);
+        }
+    hopper::launch(halves_product, dim3(1), dim3(32), 0, nullptr, a, b, d);
+    cr_assert(report().findings.empty(), "%s", report().text().c_str());
+    cr_assert_eq(std::memcmp(d, expected, sizeof d), 0);
+}
+
+/* A sum is cut, not rounded: 2^24 + 1.5, next to 2^24 + 2, becomes 2^24. */
+Test(hopper_layouts, mma_cuts_its_sum)
+{
+    uint16_t a[16][16] = {}, b[16][8] = {};
+    float d[16][8] = {};
+    a[0][0] = 0x3C00, b[0][0] = 0x3E00, d[0][0] = 0x1p24f; /* 1 * 1.5 */
+    a[1][0] = 0xBC00, d[1][0] = -0x1p24f;
+    hopper::launch(halves_product, dim3(1), dim3(32), 0, nullptr, a, b, d);
+    cr_assert_eq(d[0][0], 0x1p24f);
+    cr_assert_eq(d[1][0], -0x1p24f);
+}
+
 Test(hopper_layouts, ldmatrix_and_stmatrix)
 {
     static uint16_t element[4][8][8], out[4][8][8];

@@ -69,6 +69,8 @@ expect 1 'SYNCS\.PHASECHK'
 expect 1 'LDSM\.16\.MT88\.4'
 expect 1 'STSM\.16\.M88\.4'
 expect 1 'MUFU\.EX2'
+expect 1 'HADD2'
+expect 1 'HMMA\.16816\.F32'
 # Shared memory is addressed as such, never through the generic window.
 if grep -E '\b(LD|ST)\.E' "$work/sass" | grep -vq 'desc\['; then
     echo "FAIL: generic loads or stores" >&2

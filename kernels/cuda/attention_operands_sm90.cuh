@@ -78,11 +78,13 @@ HR_DEVICE void add_product(Registers<float, M> &o, Registers<float, N> &r, int c
         o[column / 2 + i] = __fmaf_rn(o[column / 2 + i], alpha[half_of(i)], r[i]);
 }
 
-/* The same of an exact integer in units of beta: beta has 22 bits, so that MAGIC * beta is exact.
+/*
+ * The same of an exact integer that started from MAGIC, in units of beta, which has 22 bits, so
+ * that MAGIC * beta is exact.
  */
 template <int N, int M>
-HR_DEVICE void add_product(Registers<float, M> &o, Registers<int32_t, N> &r, int column,
-                           const float (&alpha)[2], const float (&beta)[2])
+HR_DEVICE void add_magic_product(Registers<float, M> &o, Registers<int32_t, N> &r, int column,
+                                 const float (&alpha)[2], const float (&beta)[2])
 {
     const float offset[2] = {-HR_SM90_MAGIC * beta[0], -HR_SM90_MAGIC * beta[1]};
 #pragma unroll
@@ -93,6 +95,16 @@ HR_DEVICE void add_product(Registers<float, M> &o, Registers<int32_t, N> &r, int
     }
 }
 
+/* The same of an exact integer in units of beta. O is already in the unit it is to have. */
+template <int N, int M>
+HR_DEVICE void add_product(Registers<float, M> &o, Registers<int32_t, N> &r, int column,
+                           const float (&)[2], const float (&beta)[2])
+{
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        o[column / 2 + i] = __fmaf_rn(__int2float_rn(r[i]), beta[half_of(i)], o[column / 2 + i]);
+}
+
 template <Recipe RECIPE> struct Operands;
 
 template <> struct Operands<Recipe::fp8> {
@@ -100,7 +112,7 @@ template <> struct Operands<Recipe::fp8> {
     using Product = float;
     static constexpr int STEP = 32; /* elements of k an instruction takes */
     static constexpr bool PROMOTE = true;
-    static constexpr bool PRELOAD_SCORES = false, PRELOAD_PRODUCT = false;
+    static constexpr bool PRELOAD_SCORES = false;
 
     template <int N>
     static HR_DEVICE void qk(Registers<float, N> &s, uint64_t q, uint64_t k, bool accumulate)
@@ -125,7 +137,7 @@ template <> struct Operands<Recipe::int8_fp8> {
     using Product = float;
     static constexpr int STEP = 32;
     static constexpr bool PROMOTE = true;
-    static constexpr bool PRELOAD_SCORES = true, PRELOAD_PRODUCT = false;
+    static constexpr bool PRELOAD_SCORES = true;
 
     template <int N>
     static HR_DEVICE void qk(Registers<int32_t, N> &s, uint64_t q, uint64_t k, bool accumulate)
@@ -150,7 +162,7 @@ template <> struct Operands<Recipe::int8> {
     using Product = int32_t;
     static constexpr int STEP = 32;
     static constexpr bool PROMOTE = true;
-    static constexpr bool PRELOAD_SCORES = true, PRELOAD_PRODUCT = true;
+    static constexpr bool PRELOAD_SCORES = true;
 
     template <int N>
     static HR_DEVICE void qk(Registers<int32_t, N> &s, uint64_t q, uint64_t k, bool accumulate)
@@ -163,20 +175,17 @@ template <> struct Operands<Recipe::int8> {
     {
         hopper::wgmma_u8s8(r, p, v, accumulate);
     }
-    /* s holds MAGIC + P as floats: P, in 0..255, is the lowest byte. */
+    /* Every other element of s holds two halves; of 1024 + P, in 0..255, P is the lower byte. */
     template <int N, int STEPS>
     static HR_DEVICE void pack(Registers<int32_t, N> &s, Registers<uint32_t, 4> (&p)[STEPS])
     {
 #pragma unroll
         for (int step = 0; step < STEPS; step++)
 #pragma unroll
-            for (int r = 0; r < 4; r++) {
-                const uint32_t low = hopper::prmt((uint32_t)s[element_of(step, r, 0)],
-                                                  (uint32_t)s[element_of(step, r, 1)], 0x0040);
-                const uint32_t high = hopper::prmt((uint32_t)s[element_of(step, r, 2)],
-                                                   (uint32_t)s[element_of(step, r, 3)], 0x0040);
-                p[step][r] = hopper::prmt(low, high, 0x5410);
-            }
+            for (int r = 0; r < 4; r++)
+                p[step][r] = hopper::prmt(
+                    hopper::add_f16x2((uint32_t)s[element_of(step, r, 0)], 0x64006400),
+                    hopper::add_f16x2((uint32_t)s[element_of(step, r, 2)], 0x64006400), 0x6420);
     }
 };
 
@@ -185,7 +194,7 @@ template <> struct Operands<Recipe::bf16> {
     using Product = float;
     static constexpr int STEP = 16;
     static constexpr bool PROMOTE = false;
-    static constexpr bool PRELOAD_SCORES = false, PRELOAD_PRODUCT = false;
+    static constexpr bool PRELOAD_SCORES = false;
 
     template <int N>
     static HR_DEVICE void qk(Registers<float, N> &s, uint64_t q, uint64_t k, bool accumulate)

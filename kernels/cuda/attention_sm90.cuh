@@ -47,18 +47,17 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
 
     /* 16 bytes each, of this thread alone. */
     enum Parked {
-        LIMITS,        /* int4: lo and hi of both rows */
-        FACTORS,       /* float4: scale and bias of both rows, with softcap */
-        BOUNDS,        /* int4: tile_begin, full_begin, full_end, where to go on after the item */
-        TILE,          /* int8, float4: the last tile's maxima and sums */
-        V_UNIT = TILE, /* E4M3 V, float: its scale by block in the item's last tile, or 1 */
+        LIMITS,               /* int4: lo and hi of both rows, see `start` */
+        FACTORS,              /* float4: scale and bias of both rows, with softcap */
+        BOUNDS,               /* int4: see `start` */
+        TILE,                 /* int8, float4: the last tile's maxima and sums */
+        V_UNIT = TILE,        /* E4M3 V, float: its scale by block in the item's last tile, or 1 */
         STATISTICS = TILE + 1 /* int8, float4: m and l of both rows */
     };
 
     const hr_sm90_args &args;
     const int consumer;
-    int tile;  /* the next one */
-    Slot slot; /* where its K is, or the K of the last one */
+    Slot slot; /* of the tile at work; counts tiles, so that it also says which that is */
     Rows rows;
 
     HR_DEVICE Consumer(const hr_sm90_args &arguments, int number)
@@ -110,12 +109,12 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
     {
         const uint32_t v_at = base() + T::V_AT + v.stage() * T::V.bytes();
         hopper::mbarrier_wait(base() + T::V_FULL + 8 * v.stage(), v.parity());
-        if constexpr (Op::PRELOAD_PRODUCT) preload_magic(r);
+        if constexpr (T::MAGIC_PRODUCT) preload_magic(r);
         hopper::wgmma_fence(r, p);
 #pragma unroll
         for (int step = 0; step < STEPS; step++)
             Op::pv(r, p[step], operand(v_at, T::V, column, 32 * step),
-                   !Op::PROMOTE || Op::PRELOAD_PRODUCT || step > 0);
+                   !Op::PROMOTE || T::MAGIC_PRODUCT || step > 0);
         hopper::wgmma_commit();
     }
 
@@ -129,14 +128,15 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         return make_float2(1, 1);
     }
 
-    /* Does some row's mask cut `tile`? To be asked before S is waited for, as it takes a while. */
+    /* Does some row's mask cut the tile? To be asked before S is waited for, as it takes a while.
+     */
     HR_DEVICE bool is_cut() const
     {
         const int4 limit = bounds();
-        return tile < limit.y || tile >= limit.z;
+        return (int)(slot.count - limit.y) > 0 || (int)(slot.count - limit.z) <= 0;
     }
 
-    /* Masks S of `tile` and makes it P, not yet packed. The tile's K is free then. */
+    /* Masks S and makes it P, not yet packed. The tile's K is free then. */
     HR_DEVICE float4 make_weights(Scores &s, bool cut)
     {
         const uint32_t scales = base() + T::SCALES_AT + slot.stage() * T::SCALE_BYTES;
@@ -149,11 +149,11 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         }
         if (cut)
             mask_scores(s, hopper::load_shared<int4>(parked(LIMITS)),
-                        tile * T::KV + 2 * quad_lane());
+                        2 * quad_lane() - (int)(slot.count * T::KV));
         if constexpr (OWN_MAXIMUM)
-            own = softmax_tile<SOFTCAP>(s, scales + 32 * quad_lane(), cap, rows);
+            own = softmax_tile<SOFTCAP, T::OVERLAP>(s, scales, cap, rows);
         else
-            softmax_running<SOFTCAP, T::TOKEN_SCALES>(s, scales + 32 * quad_lane(), cap,
+            softmax_running<SOFTCAP, T::TOKEN_SCALES>(s, scales + 16 * quad_lane(), cap,
                                                       RECIPE == Recipe::bf16 ? 0.0f : LOG2_448,
                                                       block_scales(scales), rows);
         /*
@@ -163,7 +163,6 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
          */
         const float sum = OWN_MAXIMUM ? own.z + own.w : rows.l[0] + rows.l[1];
         release(base() + T::K_EMPTY + 8 * slot.stage() + (sum < 0 ? 8 : 0));
-        tile--;
         return own;
     }
 
@@ -177,9 +176,13 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         hopper::store_shared(parked(STATISTICS), all);
     }
 
-    HR_DEVICE int4 bounds() const
+    static HR_DEVICE int4 bounds()
     {
         return hopper::load_shared<int4>(parked(BOUNDS));
+    }
+    HR_DEVICE bool more_tiles() const
+    {
+        return slot.count != (uint32_t)bounds().x;
     }
 
     /* While softmax(n - 1) runs, so does R = P(n) V. BF16 accumulates in O itself. */
@@ -195,7 +198,7 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         const float4 first = make_weights(s, first_cut);
         if (OWN_MAXIMUM) store_shared(parked(TILE), first);
         Op::pack(s, p);
-        while (tile >= bounds().x) {
+        while (more_tiles()) {
             const Slot v = slot;
             slot.count++;
             take_turn();
@@ -218,11 +221,12 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
             if (OWN_MAXIMUM) {
                 join(alpha, beta);
                 store_shared(parked(TILE), own);
+                scale_output(o, alpha);
             }
             if constexpr (Op::PROMOTE)
                 add_product(o, r, 0, alpha, beta);
             else
-                scale_output(o);
+                scale_output(o, rows.alpha);
         }
         release(base() + T::Q_EMPTY);
         if constexpr (Op::PROMOTE) {
@@ -230,6 +234,7 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
             float beta[2] = {};
             if (OWN_MAXIMUM) join(rows.alpha, beta);
             wgmma_wait<0>(r);
+            if (OWN_MAXIMUM) scale_output(o, rows.alpha);
             add_product(o, r, 0, rows.alpha, beta);
         } else {
             issue_product(o, p, slot, 0);
@@ -238,13 +243,13 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         release(base() + T::V_EMPTY + 8 * slot.stage());
     }
 
-    /* Most tiles raise no row's maximum: then alpha is exactly 1, and a warp skips the products. */
-    HR_DEVICE void scale_output(Registers<float, D / 2> &o)
+    /* After most tiles alpha is exactly 1 in all rows of a warp, which skips the products. */
+    static HR_DEVICE void scale_output(Registers<float, D / 2> &o, const float (&alpha)[2])
     {
-        if (!__any_sync(0xFFFFFFFFu, rows.alpha[0] != 1 || rows.alpha[1] != 1)) return;
+        if (!__any_sync(0xFFFFFFFFu, alpha[0] != 1 || alpha[1] != 1)) return;
 #pragma unroll
         for (int i = 0; i < D / 2; i++)
-            o[i] *= rows.alpha[half_of(i)];
+            o[i] *= alpha[half_of(i)];
     }
 
     /* O + R = P V by groups of columns. */
@@ -257,7 +262,10 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
             Registers<typename Op::Product, T::COLUMNS / 2> r;
             issue_product(r, p, slot, column);
             hopper::wgmma_wait<0>(r);
-            add_product(o, r, column, rows.alpha, beta);
+            if constexpr (T::MAGIC_PRODUCT)
+                add_magic_product(o, r, column, rows.alpha, beta);
+            else
+                add_product(o, r, column, rows.alpha, beta);
         }
         release(base() + T::V_EMPTY + 8 * slot.stage());
     }
@@ -281,7 +289,7 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
             issue_scores(s);
             weigh(s, p);
         }
-        while (tile >= bounds().x) {
+        while (more_tiles()) {
             take_turn();
             add_products(o, p);
             slot.count++;
@@ -361,12 +369,23 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
     {
         const bool any_keys = work.tile_begin < work.tile_end;
         const int resume = index << 1 | (int)(q_parity ^ (any_keys ? 1 : 0));
-        int4 limits;
-        row_range(args, work, work.row + row(), &limits.x, &limits.y);
-        row_range(args, work, work.row + row() + 8, &limits.z, &limits.w);
-        hopper::store_shared(parked(LIMITS), limits);
+        /*
+         * Tile t is at work when slot.count is `zero` - t, which may wrap around. BOUNDS has
+         * tile_begin, full_begin and full_end as such counts, and where to go on after the item;
+         * LIMITS has keys from key zero * KV on, likewise.
+         */
+        const uint32_t zero = slot.count + (uint32_t)work.tile_end - 1;
+        const uint32_t begin = zero - (uint32_t)work.tile_begin;
         hopper::store_shared(parked(BOUNDS),
-                             make_int4(work.tile_begin, work.full_begin, work.full_end, resume));
+                             make_int4((int)begin, (int)(zero - (uint32_t)work.full_begin),
+                                       (int)(zero - (uint32_t)work.full_end), resume));
+        int limits[4];
+        row_range(args, work, work.row + row(), &limits[0], &limits[1]);
+        row_range(args, work, work.row + row() + 8, &limits[2], &limits[3]);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            limits[i] = (int)((uint32_t)limits[i] - zero * T::KV);
+        hopper::store_shared(parked(LIMITS), make_int4(limits[0], limits[1], limits[2], limits[3]));
         start_rows<SOFTCAP>(args, work, row(), rows);
         if (SOFTCAP)
             hopper::store_shared(parked(FACTORS), make_float4(rows.scale[0], rows.scale[1],
@@ -380,8 +399,7 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Consumer {
         }
         if (OWN_MAXIMUM)
             hopper::store_shared(parked(STATISTICS),
-                                 make_float4(rows.m[0], rows.m[1], rows.l[0], rows.l[1]));
-        tile = work.tile_end - 1;
+                                 make_float4(LOWEST, LOWEST, rows.l[0], rows.l[1]));
         return any_keys;
     }
 

@@ -29,14 +29,19 @@ extern "C" {
 enum {
     HR_SM90_TILE_KV = 128, /* keys a tile has, in every kernel */
     /*
-     * Floats of tile_scale a tile of INT8 keys: 8 for each pair of keys (2 i, 2 i + 1), in this
-     * order: k_scale of both, magic of both, log2 v_scale of both, 1 / v_scale of both.
+     * Floats of tile_scale a tile of INT8 keys, so that a thread, which has keys 8 j + 2 q and the
+     * next for one q, reads 16 bytes at once. Of each pair of keys: k_scale of both, magic of both.
+     * Then for pairs of j, for each q: log2 v_scale of its four keys. Then for fours of j, for each
+     * q: v_unit / v_scale of its eight keys, in halves. Then 1 / v_unit, v_step (of E4M3 V), and
+     * two that are not read.
      */
-    HR_SM90_TILE_SCALES = 4 * HR_SM90_TILE_KV,
+    HR_SM90_LOG2_V = 2 * HR_SM90_TILE_KV,
+    HR_SM90_INVERSE_V = 3 * HR_SM90_TILE_KV,
+    HR_SM90_V_UNIT = HR_SM90_INVERSE_V + HR_SM90_TILE_KV / 2,
+    HR_SM90_V_STEP,
+    HR_SM90_TILE_SCALES = HR_SM90_V_UNIT + 4,
     /* Of E4M3 keys: k_scale of the tile, v_step, and two that are not read. */
     HR_SM90_BLOCK_SCALES = 4,
-    /* Where a tile of either has v_step, when V is E4M3. */
-    HR_SM90_V_STEP = 6,
     HR_SM90_BLOCK_V_STEP = 1
 };
 
@@ -119,25 +124,44 @@ HR_SM90_INLINE int64_t hr_sm90_scale_index(const hr_sm90_scale *scale, int head,
     return at + (first + i) * scale->stride;
 }
 
+/* v_unit of a tile with this largest v_scale: the power of two in (largest / 4, largest / 2]. */
+HR_SM90_INLINE float hr_sm90_v_unit(float largest)
+{
+    return ldexpf(1.0f, ilogbf(largest) - 1);
+}
+
 /*
  * Writes what one key has in a tile of tile_scale, key 0..127. v_scale is 1 where V's scales are
- * not by token. Slots past the end of a sequence have both scales 1.
+ * not by token. Slots past the end of a sequence have a scale of K of 1, and v_unit for V's.
  *
  * The scale of K keeps 22 of its 24 significant bits, so that MAGIC (3 * 2^22) times it is exact
- * and fma(MAGIC + x, k_scale, magic) is x * k_scale, rounded once.
+ * and fma(MAGIC + x, k_scale, magic) is x * k_scale, rounded once. V's inverse, at most 2^15, keeps
+ * 11, and its logarithm is that of the same number, so that sums of weights lose nothing by it.
  */
-HR_SM90_INLINE void hr_sm90_set_tile_scale(float *tile, int key, float k_scale, float v_scale)
+HR_SM90_INLINE void hr_sm90_set_tile_scale(float *tile, int key, float k_scale, float v_scale,
+                                           float v_unit)
 {
     union {
         float value;
         uint32_t bits;
-    } k = {k_scale};
+    } k = {k_scale}, inverse = {v_unit / v_scale};
+    const int j = key / 8, q = key / 2 % 4, e = key % 2;
     k.bits = (k.bits + 2) & ~UINT32_C(3);
-    float *pair = tile + key / 2 * 8 + key % 2;
-    pair[0] = k.value;
-    pair[2] = -HR_SM90_MAGIC * k.value;
-    pair[4] = log2f(v_scale);
-    pair[6] = 1 / v_scale;
+    tile[4 * (key / 2) + e] = k.value;
+    tile[4 * (key / 2) + 2 + e] = -HR_SM90_MAGIC * k.value;
+    inverse.bits = (inverse.bits + (1 << 12)) & ~((UINT32_C(1) << 13) - 1);
+    tile[HR_SM90_LOG2_V + 16 * (j / 2) + 4 * q + 2 * (j % 2) + e] = log2f(v_unit / inverse.value);
+    uint16_t *halves = (uint16_t *)(tile + HR_SM90_INVERSE_V);
+    halves[32 * (j / 4) + 8 * q + 2 * (j % 4) + e] =
+        (uint16_t)((inverse.bits >> 13) - ((127 - 15) << 10));
+}
+
+/* Writes what a tile of tile_scale has once. */
+HR_SM90_INLINE void hr_sm90_end_tile_scale(float *tile, float v_unit, float v_step)
+{
+    tile[HR_SM90_V_UNIT] = 1 / v_unit;
+    tile[HR_SM90_V_STEP] = v_step;
+    tile[HR_SM90_V_STEP + 1] = tile[HR_SM90_V_STEP + 2] = 0;
 }
 
 #ifdef __cplusplus

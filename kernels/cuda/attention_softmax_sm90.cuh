@@ -22,7 +22,9 @@ namespace attention_sm90
 {
 
 constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
-constexpr float LOG2_448 = 8.80735492f;
+constexpr float LOG2_448 = 8.80735492f, LOG2_255 = 7.99435344f;
+constexpr float LOWEST = -1e30f; /* below any maximum, but finite */
+constexpr float LEAD = 16;       /* int8: of a row's maximum over what O is relative to, at most */
 constexpr float MINUS_INFINITY = -__builtin_huge_valf();
 
 /* A thread's two rows, rows r and r + 8 of its warp's 16. */
@@ -100,21 +102,50 @@ HR_DEVICE float finite_reference(float m)
 }
 
 /*
- * int8: makes S, masked, MAGIC + P, with P relative to the tile's maximum. `scales` is the tile's
- * scales in shared memory, from this thread's first pair of keys on. Returns the maxima of both
- * rows and their sums, for join_tile.
+ * The maximum of both rows over the four threads that share them. As integers, floats are in order
+ * but for negative ones, so three are compared at once as integers from 0 on; a warp that has a row
+ * without a positive element compares them again as floats.
  */
-template <bool SOFTCAP, int N>
+template <class S, int N> HR_DEVICE void row_maxima(Registers<S, N> &s, float (&top)[2])
+{
+    int32_t bits[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < N; i += 2)
+        bits[half_of(i)] = __vimax3_s32(bits[half_of(i)], __float_as_int(as_float(s[i])),
+                                        __float_as_int(as_float(s[i + 1])));
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        bits[h] = max(bits[h], __shfl_xor_sync(0xFFFFFFFFu, bits[h], 1));
+        bits[h] = max(bits[h], __shfl_xor_sync(0xFFFFFFFFu, bits[h], 2));
+        top[h] = __int_as_float(bits[h]);
+    }
+    if (!__any_sync(0xFFFFFFFFu, bits[0] == 0 || bits[1] == 0)) return;
+    top[0] = top[1] = MINUS_INFINITY;
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        top[half_of(i)] = fmaxf(top[half_of(i)], as_float(s[i]));
+    top[0] = quad_max(top[0]), top[1] = quad_max(top[1]);
+}
+
+/*
+ * int8: makes S, masked, P relative to the tile's maximum as halves, two in every other element.
+ * `scales` is the tile's in shared memory. Returns the maxima of both rows and the sums of their
+ * four threads, for join_tile. Halves keep P, up to 255, to 1/16; their sums over V's scale are a
+ * matrix product with its inverse in every column. THREE: by row_maxima, which spills at head_dim
+ * 256.
+ */
+template <bool SOFTCAP, bool THREE, int N>
 HR_DEVICE float4 softmax_tile(Registers<int32_t, N> &s, uint32_t scales, float cap,
                               const Rows &rows)
 {
     using namespace hopper;
+    const uint32_t own = scales + 16 * (threadIdx.x % 4);
     float top[2] = {MINUS_INFINITY, MINUS_INFINITY};
 #pragma unroll
     for (int j = 0; j < N / 4; j++) {
-        if (j % 8 == 0) __syncwarp(); /* loads of scales stay behind it: or registers spill */
-        const float4 k = load_shared<float4>(scales + 128 * j);
-        const float2 v = load_shared<float2>(scales + 128 * j + 16);
+        if (j == 3) __syncwarp(); /* later loads stay behind it: or registers spill */
+        const float4 k = load_shared<float4>(own + 64 * j);
+        const float2 v = load_shared<float2>(own + 4 * HR_SM90_LOG2_V + 64 * (j / 2) + 8 * (j % 2));
 #pragma unroll
         for (int i = 4 * j; i < 4 * j + 4; i++) {
             const int h = half_of(i);
@@ -125,42 +156,52 @@ HR_DEVICE float4 softmax_tile(Registers<int32_t, N> &s, uint32_t scales, float c
             /* A masked key's -infinity must survive the cap. */
             if (SOFTCAP) x = u == MINUS_INFINITY ? u : __fmaf_rn(half_tanh(x), cap, log2_v);
             set_float(s[i], x);
-            top[h] = fmaxf(top[h], x);
+            if (!THREE) top[h] = fmaxf(top[h], x);
         }
     }
-    float reference[2], sum[2] = {0, 0};
+    float reference[2], sum[4] = {0, 0, 0, 0};
+    if (THREE)
+        row_maxima(s, top);
+    else
+        top[0] = quad_max(top[0]), top[1] = quad_max(top[1]);
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        top[h] = quad_max(top[h]);
-        reference[h] = finite_reference(top[h]);
-    }
+    for (int h = 0; h < 2; h++)
+        reference[h] = fmaxf(top[h], LOWEST) - LOG2_255;
 #pragma unroll
-    for (int j = 0; j < N / 4; j++) {
-        if (j % 8 == 0) __syncwarp(); /* the same */
-        const float2 inverse = load_shared<float2>(scales + 128 * j + 24);
+    for (int j = 0; j < N / 4; j += 4) {
+        const uint4 inverse = load_shared<uint4>(own + 4 * HR_SM90_INVERSE_V + 16 * j);
+        const uint32_t b[2][2] = {{inverse.x, inverse.y}, {inverse.z, inverse.w}};
 #pragma unroll
-        for (int i = 4 * j; i < 4 * j + 4; i++) {
-            const int h = half_of(i);
-            const float p = ex2(as_float(s[i]) - reference[h]);
-            sum[h] = __fmaf_rn(p, i % 2 ? inverse.y : inverse.x, sum[h]);
-            set_float(s[i], __fmaf_rn(p, 255.0f, HR_SM90_MAGIC));
+        for (int step = 0; step < 2; step++) {
+            uint32_t p[4];
+#pragma unroll
+            for (int r = 0; r < 4; r++) {
+                const int i = 4 * (j + 2 * step) + 2 * r;
+                p[r] = cvt_f16x2(ex2(as_float(s[i + 1]) - reference[half_of(i)]),
+                                 ex2(as_float(s[i]) - reference[half_of(i)]));
+                s[i] = (int32_t)p[r];
+            }
+            mma_f16(sum, p, b[step]);
         }
     }
-    return make_float4(top[0], top[1], sum[0], sum[1]);
+    const float unit = load_shared<float>(scales + 4 * HR_SM90_V_UNIT);
+    return make_float4(top[0], top[1], sum[0] * unit, sum[2] * unit);
 }
 
 /*
- * One row's tile joins m and l. alpha is what O is multiplied by; beta, what one unit of the tile's
- * product counts, has 22 bits, for add_product.
+ * One row's tile joins m and l. m is not the running maximum but 2^LEAD at most below it, so that O
+ * hardly ever changes its unit: only then alpha, what O is multiplied by, is not 1 (ex2(0) is). m
+ * is LOWEST at first, so that a tile without keys has no special case. beta is what one unit of the
+ * tile's product counts.
  */
 HR_DEVICE void join_tile(float top, float sum, float &m, float &l, float &alpha, float &beta)
 {
-    const float joined = fmaxf(m, top), finite = finite_reference(joined);
-    const float factor = hopper::ex2(top - finite);
-    alpha = hopper::ex2(m - finite);
-    beta = __uint_as_float((__float_as_uint(factor * (1.0f / 255)) + 2) & ~UINT32_C(3));
+    const float joined = top > m + LEAD ? top : m;
+    alpha = hopper::ex2(m - joined);
+    beta = hopper::ex2(top - joined) * (1.0f / 255);
+    beta = __uint_as_float((__float_as_uint(beta) + 2) & ~UINT32_C(3));
     m = joined;
-    l = __fmaf_rn(l, alpha, sum * factor);
+    l = __fmaf_rn(l, alpha, sum * beta);
 }
 
 /*
@@ -179,7 +220,7 @@ HR_DEVICE void softmax_running(Registers<S, N> &s, uint32_t scales, float cap, f
     for (int j = 0; j < N / 4; j++) {
         float4 k = {};
         if (TOKEN && j % 8 == 0) __syncwarp(); /* the same */
-        if (TOKEN) k = load_shared<float4>(scales + 128 * j);
+        if (TOKEN) k = load_shared<float4>(scales + 64 * j);
 #pragma unroll
         for (int i = 4 * j; i < 4 * j + 4; i++) {
             const int h = half_of(i);
@@ -225,7 +266,8 @@ HR_DEVICE float finish_row(const hr_sm90_args &args, const Work &work, int row, 
 {
     constexpr bool E4M3_P = RECIPE == Recipe::fp8 || RECIPE == Recipe::int8_fp8;
     const float unit = E4M3_P ? 1.0f / 448 : 1.0f;
-    float m = rows.m[h], l = quad_sum(rows.l[h]) * unit, bias = 0;
+    float m = rows.m[h], l = RECIPE == Recipe::int8 ? rows.l[h] : quad_sum(rows.l[h]) * unit;
+    float bias = 0;
     const float sink = args.sinks != nullptr ? args.sinks[work.head] : MINUS_INFINITY;
     const int i = work.row + row + 8 * h;
     *factor = 0;

@@ -72,6 +72,8 @@ template <Recipe RECIPE, int D, bool SOFTCAP> struct Tile {
     static constexpr TileChoice CHOICE = choose_tile(RECIPE, D, SOFTCAP);
     static constexpr int KV = CHOICE.kv, STAGES = CHOICE.stages, COLUMNS = CHOICE.columns;
     static constexpr bool OVERLAP = CHOICE.overlap;
+    /* int8: ptxas delays conversions of the product past the next one, where nothing overlaps. */
+    static constexpr bool MAGIC_PRODUCT = RECIPE == Recipe::int8 && !OVERLAP;
     static constexpr int ELEMENT = RECIPE == Recipe::bf16 ? 2 : 1; /* bytes of Q, K, V and P */
     static constexpr bool TOKEN_SCALES = RECIPE == Recipe::int8 || RECIPE == Recipe::int8_fp8;
 

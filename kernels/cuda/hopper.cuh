@@ -549,6 +549,32 @@ HR_DEVICE uint32_t cvt_f16x2(float high, float low)
     return packed;
 }
 
+/* "add", .rn.f16x2: two sums of two halves each. */
+HR_DEVICE uint32_t add_f16x2(uint32_t a, uint32_t b)
+{
+    uint32_t sum;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+    return sum;
+}
+
+/*
+ * "mma.sync", .m16n8k16.row.col.f32.f16.f16.f32: D[16][8] += A[16][16] B[16][8] of a warp, all of
+ * whose lanes call. Lane t has, of halves low one first, and with q = t % 4
+ *
+ *     d[i]  D[t / 4 + 8 * (i / 2)][2 * q + i % 2]
+ *     a[r]  A[t / 4 + 8 * (r % 2)][8 * (r / 2) + 2 * q ...]
+ *     b[r]  B[8 * r + 2 * q ...][t / 4]
+ *
+ * so that two of a's registers after each other are a wgmma accumulator's element pairs as halves.
+ */
+HR_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 /* "prmt": byte i of the result is byte (selector >> 4 * i & 7) of low (0-3) and high (4-7). */
 HR_DEVICE uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector)
 {

@@ -41,6 +41,20 @@ HR_DEVICE float v_step(const hr_sm90_tile_scale_args &args, const Key &key, int 
     return scale_of(args.v_block_scale, behind) / scale_of(args.v_block_scale, key);
 }
 
+/* The largest of V's scales in the tile that `key`, the thread's own, is in. */
+HR_DEVICE float largest_v_scale(const hr_sm90_tile_scale_args &args, const Key &key)
+{
+    const int32_t begin = key.token - (int32_t)threadIdx.x;
+    const int32_t length = args.cu_seqlens_kv[key.sequence + 1] - key.first;
+    float largest = 0;
+    for (int i = (int)threadIdx.x % 32; i < HR_SM90_TILE_KV && begin + i < length; i += 32)
+        largest = fmaxf(
+            largest, scale_of(args.v_scale, {key.head, key.sequence, key.first, begin + i, true}));
+    for (int lanes = 16; lanes > 0; lanes /= 2)
+        largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, lanes));
+    return largest;
+}
+
 /* INT8 keys: a block is a tile of a head, a thread one of its keys. */
 __global__ void __launch_bounds__(HR_SM90_TILE_KV)
     tile_scale_kernel(const __grid_constant__ hr_sm90_tile_scale_args args)
@@ -48,9 +62,11 @@ __global__ void __launch_bounds__(HR_SM90_TILE_KV)
     const int tile = (int)blockIdx.x, head = (int)blockIdx.y;
     const Key key = find_key(args, head, tile, (int)threadIdx.x);
     float *out = args.tile_scale + (head * args.kv_tiles + tile) * HR_SM90_TILE_SCALES;
+    const float v_unit = hr_sm90_v_unit(largest_v_scale(args, key));
     hr_sm90_set_tile_scale(out, (int)threadIdx.x, scale_of(args.k_scale, key),
-                           scale_of(args.v_scale, key));
-    if (threadIdx.x == 0 && args.v_block_scale.base) out[HR_SM90_V_STEP] = v_step(args, key, tile);
+                           key.real ? scale_of(args.v_scale, key) : v_unit, v_unit);
+    if (threadIdx.x > 0) return;
+    hr_sm90_end_tile_scale(out, v_unit, args.v_block_scale.base ? v_step(args, key, tile) : 1.0f);
 }
 
 /* E4M3 keys: a thread is a tile of a head. */

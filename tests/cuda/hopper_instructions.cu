@@ -94,7 +94,10 @@ __global__ void __launch_bounds__(128, 1)
         bulk_wait_read<1>();
         bulk_wait<0>();
     }
-    const float x = ex2(load_shared<float>(row));
+    float x = ex2(load_shared<float>(row)), sum[4] = {x, x, 1, 2};
+    const uint32_t a[4] = {in->x, in->y, add_f16x2(in->x, in->y), in->z}, b[2] = {in->w, in->x};
+    mma_f16(sum, a, b);
+    x += sum[0] + sum[1] + sum[2] + sum[3];
     out[threadIdx.x] =
         __uint_as_float(prmt(cvt_e4m3x2(x, -x) ^ cvt_f16x2(x, 1.0f), cvt_bf16x2(x, 2.0f), 0x5410));
 }

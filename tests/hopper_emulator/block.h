@@ -120,8 +120,8 @@ struct WarpOperation {
     unsigned mask, arrived = 0;
     Collective what;
     Position at;
-    Word value[32][4];
-    int argument[32]; /* shuffle: source lane; ldmatrix, stmatrix: row address */
+    Word value[32][10]; /* mma: a, b, d */
+    int argument[32];   /* shuffle: source lane; ldmatrix, stmatrix: row address */
     bool transposed;
 };
 

@@ -57,7 +57,7 @@ constexpr int warpSize = 32;
 namespace hopper_emulator
 {
 using Word = uint32_t;
-enum class Collective { shuffle, ballot, syncwarp, ldmatrix, stmatrix };
+enum class Collective { shuffle, ballot, syncwarp, ldmatrix, stmatrix, mma };
 /* Waits for the lanes of `mask`; each receives what lane `source` deposited. */
 Word shuffle(unsigned mask, Word value, int source, Position at);
 Word ballot(unsigned mask, bool predicate, Position at);
@@ -185,6 +185,14 @@ inline float rsqrtf(float x)
 inline int __float2int_rn(float x)
 {
     return (int)std::nearbyint(x);
+}
+inline float __int2float_rn(int x)
+{
+    return (float)x;
+}
+inline int __vimax3_s32(int x, int y, int z)
+{
+    return std::max(std::max(x, y), z);
 }
 inline int __popc(unsigned x)
 {

@@ -10,12 +10,15 @@
 namespace hopper_emulator
 {
 
+void multiply_halves(const Word (&value)[32][10], Word (&result)[32][4]);
+
 namespace
 {
 
 const char *collective_name(Collective what)
 {
-    const char *const names[] = {"a shuffle", "a ballot", "__syncwarp", "ldmatrix", "stmatrix"};
+    const char *const names[] = {"a shuffle", "a ballot", "__syncwarp",
+                                 "ldmatrix",  "stmatrix", "mma"};
     return names[(int)what];
 }
 
@@ -90,11 +93,18 @@ void perform(WarpOperation &operation)
             break;
         case Collective::ldmatrix:
         case Collective::stmatrix:
+        case Collective::mma:
             break;
         }
     }
     if (operation.what == Collective::ldmatrix || operation.what == Collective::stmatrix)
         transfer_matrices(operation, operation.what == Collective::stmatrix);
+    if (operation.what == Collective::mma) {
+        Word d[32][4];
+        multiply_halves(operation.value, d);
+        for (int lane = 0; lane < 32; lane++)
+            std::memcpy(lane_of(*thread, lane).result, d[lane], sizeof d[lane]);
+    }
 }
 
 /* The running thread takes part; returns when all lanes of the mask have. */
@@ -211,6 +221,16 @@ void store_matrices(uint32_t row, uint4 r, bool transposed, Position at)
 {
     const Word value[4] = {r.x, r.y, r.z, r.w};
     take_part(Collective::stmatrix, ~0u, value, 4, (int)row, transposed, at);
+}
+
+void multiply_warp(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Position at)
+{
+    Word value[10];
+    std::memcpy(value, a, sizeof a);
+    std::memcpy(value + 4, b, sizeof b);
+    std::memcpy(value + 6, d, sizeof d);
+    take_part(Collective::mma, ~0u, value, 10, 0, false, at);
+    std::memcpy(d, thread->result, sizeof d);
 }
 
 void sync_threads(Position at)

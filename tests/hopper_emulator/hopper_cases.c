@@ -16,20 +16,29 @@ static float scale_of_token(const hr_packed *packed, int32_t head, int32_t seque
     return packed->scale[hr_scale_offset(packed, head, sequence) + hr_scale_step(packed, i)];
 }
 
-/* A tile of E4M3 keys, or what a tile of INT8 keys has of E4M3 V. */
-static void set_blocks(const hr_packed *k, const hr_packed *v, int32_t head, int32_t b,
-                       int64_t first, bool last, float *tile)
+/* The scale of E4M3 V by block behind the tile over the tile's own. */
+static float v_step_of(const hr_packed *v, int32_t head, int32_t b, int64_t first, bool last)
 {
-    float v_step = 1;
-    if (by_block(v) && !last)
-        v_step =
-            scale_of_token(v, head, b, first + HR_SM90_TILE_KV) / scale_of_token(v, head, b, first);
-    if (k->recipe.dtype == HR_DTYPE_I8) {
-        tile[HR_SM90_V_STEP] = v_step;
-        return;
+    if (v->recipe.dtype == HR_DTYPE_I8 || !by_block(v) || last) return 1;
+    return scale_of_token(v, head, b, first + HR_SM90_TILE_KV) / scale_of_token(v, head, b, first);
+}
+
+/* A tile of INT8 keys, from token `first` of a sequence of `length` on. */
+static void set_tokens(const hr_packed *k, const hr_packed *v, int32_t head, int32_t b,
+                       int64_t first, int64_t length, float v_step, float *tile)
+{
+    const bool v_by_token = v->recipe.dtype == HR_DTYPE_I8;
+    float largest = v_by_token ? 0 : 1;
+    for (int64_t i = first; v_by_token && i < first + HR_SM90_TILE_KV && i < length; i++)
+        largest = fmaxf(largest, scale_of_token(v, head, b, i));
+    const float v_unit = hr_sm90_v_unit(largest);
+    for (int64_t i = first; i < first + HR_SM90_TILE_KV; i++) {
+        float v_scale = v_by_token && i < length ? scale_of_token(v, head, b, i) : 1;
+        if (i >= length) v_scale = v_unit;
+        hr_sm90_set_tile_scale(tile, (int)(i - first),
+                               i < length ? scale_of_token(k, head, b, i) : 1, v_scale, v_unit);
     }
-    tile[0] = by_block(k) ? scale_of_token(k, head, b, first) : 1;
-    tile[HR_SM90_BLOCK_V_STEP] = v_step;
+    hr_sm90_end_tile_scale(tile, v_unit, v_step);
 }
 
 /* Scales by token and block in the tile form that the kernels read; NULL: they need none. */
@@ -37,8 +46,7 @@ static float *tile_scales(const hr_packed_layer *packed)
 {
     const hr_packed *k = &packed->k, *v = &packed->v;
     const int64_t tiles = v->total_slots / HR_SM90_TILE_KV;
-    const bool v_by_token = v->recipe.dtype == HR_DTYPE_I8,
-               integers = k->recipe.dtype == HR_DTYPE_I8;
+    const bool integers = k->recipe.dtype == HR_DTYPE_I8;
     const size_t size = integers ? HR_SM90_TILE_SCALES : HR_SM90_BLOCK_SCALES;
     if (!integers && !by_block(k) && !by_block(v)) return NULL;
     float *scales = aligned_alloc(64, ((size_t)(k->num_heads * tiles) * size * 4 + 64) / 64 * 64);
@@ -50,15 +58,14 @@ static float *tile_scales(const hr_packed_layer *packed)
             const int32_t length = k->cu_seqlens[b + 1] - k->cu_seqlens[b];
             for (int64_t t = 0; t < end - first; t++) {
                 float *tile = scales + (size_t)(head * tiles + first + t) * size;
-                for (int64_t i = 0; integers && i < HR_SM90_TILE_KV; i++) {
-                    const int64_t token = t * HR_SM90_TILE_KV + i;
-                    const bool real = token < length;
-                    hr_sm90_set_tile_scale(
-                        tile, (int)i, real ? scale_of_token(k, head, b, token) : 1,
-                        real && v_by_token ? scale_of_token(v, head, b, token) : 1);
+                const int64_t token = t * HR_SM90_TILE_KV;
+                const float v_step = v_step_of(v, head, b, token, first + t + 1 == end);
+                if (integers) {
+                    set_tokens(k, v, head, b, token, length, v_step, tile);
+                } else {
+                    tile[0] = by_block(k) ? scale_of_token(k, head, b, token) : 1;
+                    tile[HR_SM90_BLOCK_V_STEP] = v_step;
                 }
-                if (!v_by_token)
-                    set_blocks(k, v, head, b, t * HR_SM90_TILE_KV, first + t + 1 == end, tile);
             }
         }
     return scales;
@@ -151,11 +158,8 @@ static hr_sm90_args make_args(const check_case *test, const hr_packed_layer *pac
 }
 
 /*
- * Constants of check_bound.h for these kernels. ex2.approx is right to 2^-22, twice a weight in
- * int8 (tile and running maximum), and log2 of V's scale by token, up to 16 in magnitude, adds
- * 2^-21 of its own rounding and 16 u when it joins the exponent. U8 P is 255 at the tile's own
- * largest weight; E4M3 P is 448 at the running maximum, so that its smallest step is relative to
- * the largest weight of all keys.
+ * Constants of check_bound.h for these kernels. ex2.approx is right to 2^-22. E4M3 P is 448 at the
+ * running maximum, so that its smallest step is relative to the largest weight of all keys.
  */
 static error_model model_for(hopper_model kernel, const check_case *test, bool fp22)
 {
@@ -177,10 +181,7 @@ static error_model model_for(hopper_model kernel, const check_case *test, bool f
         model.p_running = true;
         break;
     case HOPPER_INT8:
-        model.dot_terms = 0;
-        model.exp_error = 0x1p-21 + 0x1p-21 + 16 * UNIT;
-        model.p_absolute = 0.5 / 255;
-        model.fold_v = true;
+        set_hopper_int8(&model);
         break;
     }
     return model;

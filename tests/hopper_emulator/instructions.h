@@ -34,6 +34,7 @@ void load_box(uint32_t destination, const CUtensorMap *map, uint32_t mbarrier, i
 void store_box(const CUtensorMap *map, uint32_t source, int rank, const int *coordinates,
                Position at);
 void wait_stores(int pending, bool read_only, Position at);
+void multiply_warp(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Position at);
 void issue_wgmma(MatrixType type, int columns, RegistersState &d, const RegistersState *a_registers,
                  uint64_t a, uint64_t b, bool accumulate, Position at);
 void fence_wgmma(Position at);
@@ -276,6 +277,12 @@ uint32_t cvt_e4m3x2(float high, float low);
 uint32_t cvt_e4m3x4(float a, float b, float c, float d);
 uint32_t cvt_bf16x2(float high, float low);
 uint32_t cvt_f16x2(float high, float low);
+uint32_t add_f16x2(uint32_t a, uint32_t b);
+inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                    Position at = HR_HERE)
+{
+    hopper_emulator::multiply_warp(d, a, b, at);
+}
 uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector);
 
 } // namespace hopper

@@ -2,7 +2,8 @@
  * The arithmetic of wgmma: D[64][N] (+)= A[64][K] B[N][K]^T, K 32 bytes, and the conversions.
  *
  * FP8 and BF16 products are exact in double; the sum of one instruction's products and the
- * accumulator is rounded to FP32 once (or cut to 13 bits, Options::fp22). Integers wrap.
+ * accumulator is rounded to FP32 once (or cut to 13 bits, Options::fp22). Integers wrap. mma's sums
+ * of products of halves are cut to FP32, towards zero.
  */
 #include "block.h"
 
@@ -198,11 +199,20 @@ uint32_t round_magnitude(double x, int fraction_bits, int smallest)
     return (uint32_t)(exponent - smallest) * (1u << fraction_bits) + steps;
 }
 
-uint32_t to_f16(float x)
+double f16_value(uint32_t code)
+{
+    const int exponent = code >> 10 & 31, fraction = code & 1023;
+    double value =
+        exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+    if (exponent == 31) value = fraction == 0 ? HUGE_VAL : NAN;
+    return code & 0x8000 ? -value : value;
+}
+
+uint32_t to_f16(double x)
 {
     const uint32_t sign = std::signbit(x) ? 0x8000u : 0;
     if (x != x) return 0x7FFF;
-    const double magnitude = std::fabs((double)x);
+    const double magnitude = std::fabs(x);
     return sign | (magnitude >= 65520 ? 0x7C00u : round_magnitude(magnitude, 10, -14));
 }
 
@@ -214,6 +224,31 @@ uint32_t to_e4m3(float x)
 }
 
 } // namespace
+
+/* mma_f16 of a warp; a lane's values are its a, b and d. */
+void multiply_halves(const Word (&value)[32][10], Word (&result)[32][4])
+{
+    double a[16][16], b[16][8];
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < 12; i++) { /* halves of the first six registers */
+            const int g = lane / 4, k = 2 * (lane % 4) + i % 2, r = i / 2;
+            const double x = f16_value(value[lane][r] >> 16 * (i % 2) & 0xFFFF);
+            if (r < 4)
+                a[g + 8 * (r % 2)][8 * (r / 2) + k] = x;
+            else
+                b[8 * (r - 4) + k][g] = x;
+        }
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < 4; i++) {
+            const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+            double sum = from_word<float>(value[lane][6 + i]);
+            for (int k = 0; k < 16; k++)
+                sum += a[row][k] * b[k][column];
+            float cut = (float)sum;
+            if (std::fabs((double)cut) > std::fabs(sum)) cut = std::nextafter(cut, 0.0f);
+            result[lane][i] = to_word(cut);
+        }
+}
 
 void multiply(const Wgmma &operation)
 {
@@ -257,6 +292,12 @@ uint32_t cvt_bf16x2(float high, float low)
 uint32_t cvt_f16x2(float high, float low)
 {
     return to_f16(high) << 16 | to_f16(low);
+}
+
+uint32_t add_f16x2(uint32_t a, uint32_t b)
+{
+    return to_f16(f16_value(a >> 16) + f16_value(b >> 16)) << 16 |
+           to_f16(f16_value(a & 0xFFFF) + f16_value(b & 0xFFFF));
 }
 
 uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector)
