@@ -94,23 +94,24 @@ static bool enter_tile(task *t, int32_t b, passage *w)
 RARE void mask_logits(task *t, passage *w, int g, int subtile, bool first)
 {
     /* The keys of 32 packed logits: hr_integer_lane, two to a lane. */
-    const __m512i keys = _mm512_add_epi16(
+    const __m512i low = _mm512_add_epi16(
         _mm512_broadcast_i32x4(_mm_setr_epi16(0, 1, 2, 3, 16, 17, 18, 19)),
         _mm512_setr_epi64(0, 0, 0x0004000400040004, 0x0004000400040004, 0x0008000800080008,
                           0x0008000800080008, 0x000c000c000c000c, 0x000c000c000c000c));
+    const __m512i keys[2] = {low, _mm512_add_epi16(low, _mm512_set1_epi16(32))};
     const __m512i none = _mm512_set1_epi16(-1);
     const int32_t begin = t->first + subtile * SUBTILE;
     for (int r = 0; r < ROWS; r++) {
         const int row = g * ROWS + r;
         const int32_t lo = w->block->lo[row] - begin, hi = w->block->hi[row] - begin;
-        const __m512i from = _mm512_set1_epi16((int16_t)(lo > 0 ? lo < SUBTILE ? lo : SUBTILE : 0));
-        const __m512i to = _mm512_set1_epi16((int16_t)(hi > 0 ? hi < SUBTILE ? hi : SUBTILE : 0));
+        const int32_t from = lo > 0 ? lo : 0, to = hi < SUBTILE ? hi : SUBTILE;
+        const __m512i start = _mm512_set1_epi16((int16_t)from);
+        const __m512i count = _mm512_set1_epi16((int16_t)(to > from ? to - from : 0));
         uint16_t *y = t->y[g][subtile][r], *lanes = t->lanes[row];
         __m512i least = first ? none : _mm512_load_si512(lanes);
         for (int i = 0; i < 2; i++) {
-            const __m512i key = _mm512_add_epi16(keys, _mm512_set1_epi16((int16_t)(32 * i)));
-            const __mmask32 seen =
-                _mm512_mask_cmplt_epi16_mask(_mm512_cmpge_epi16_mask(key, from), key, to);
+            /* Keys before the first one seen become large numbers. */
+            const __mmask32 seen = _mm512_cmplt_epu16_mask(_mm512_sub_epi16(keys[i], start), count);
             const __m512i half = _mm512_mask_mov_epi16(none, seen, _mm512_load_si512(y + 32 * i));
             _mm512_store_si512(y + 32 * i, half);
             least = _mm512_min_epu16(least, half);
@@ -166,11 +167,12 @@ RARE void remake_scores(task *t, passage *w, __mmask16 rows, float offset[LANES]
 
 /*
  * Fetches the cache lines of O that finish_block writes while there is much else to do: rows of
- * many heads lie pages apart, where no prefetcher sees them coming.
+ * many heads lie pages apart, where no prefetcher sees them coming as it does those of one head.
  */
 INLINE void prefetch_output(const task *t, const passage *w)
 {
     const hr_kernel_args *args = t->args;
+    if (args->o_stride == t->head_dim) return;
     for (int row = 0; row < BLOCK; row++) {
         const int32_t i = args->q_begin + w->first_row + row;
         if (i >= args->q_end) return;

@@ -221,10 +221,10 @@ static void finish_block(const task *t, int32_t b)
     const __mmask16 extreme = _mm512_cmp_ps_mask(_mm512_abs_ps(e), _mm512_set1_ps(126), _CMP_GT_OQ);
     _mm512_store_ps(powers, _mm512_scalef_ps(_mm512_set1_ps(1), e));
     const int rows = __builtin_popcount(block->rows);
-    const float *o = t->o + b * BLOCK * t->channels;
-    float *out = args->o + (args->q_begin + b * BLOCK) * args->o_stride;
-    for (int row = 0; row < rows; row++, o += t->channels, out += args->o_stride) {
+    for (int row = 0; row < rows; row++) {
         const __m512 factor = _mm512_set1_ps(factors[row]);
+        const float *o = t->o + (b * BLOCK + row) * t->channels;
+        float *out = args->o + (args->q_begin + b * BLOCK + row) * args->o_stride;
         if (block->fresh || extreme >> row & 1)
             finish_odd_row(o, t->head_dim, block->fresh, factor, _mm512_set1_ps(block->e[row]),
                            out);
