@@ -141,6 +141,33 @@ static bool check_blocks(const hr_kernel_info *info, const hr_recipe *recipe, ch
     return true;
 }
 
+static bool is_nibble(hr_dtype dtype)
+{
+    return dtype == HR_DTYPE_I4 || dtype == HR_DTYPE_U4 || dtype == HR_DTYPE_C4;
+}
+
+/*
+ * The integer kernels but the portable one take groups of whole vectors of channels: of 16, or of
+ * 16 bytes as they lie where K and V are multiplied so.
+ */
+static bool check_groups(const hr_kernel_info *info, const hr_recipe *recipe, char *reason)
+{
+    const hr_operand_recipe *operands[] = {&recipe->k, &recipe->v};
+    if (info->isa == HR_ISA_PORTABLE) return true;
+    if (info->p_dtype != HR_DTYPE_U8 && info->p_dtype != HR_DTYPE_I16) return true;
+    for (int i = 0; i < 2; i++) {
+        const hr_operand_recipe *x = operands[i];
+        const bool as_it_lies = info->isa == HR_ISA_AVX512VNNI && info->max_seqlen_q > 0;
+        const int32_t multiple = as_it_lies && is_nibble(x->dtype) ? 32 : 16;
+        if (x->granularity != HR_GRANULARITY_GROUP || x->block % multiple == 0) continue;
+        snprintf(reason, HR_KERNEL_REASON_BYTES,
+                 "takes %s scales per group of a multiple of %d channels, not %d", i ? "V" : "K",
+                 multiple, x->block);
+        return false;
+    }
+    return true;
+}
+
 static bool check_granularities(const hr_kernel_info *info, const hr_recipe *recipe, char *reason)
 {
     const struct {
@@ -158,7 +185,7 @@ static bool check_granularities(const hr_kernel_info *info, const hr_recipe *rec
         join_names(reason, HR_KERNEL_REASON_BYTES, checks[i].has, granularity_name);
         return false;
     }
-    return check_blocks(info, recipe, reason);
+    return check_blocks(info, recipe, reason) && check_groups(info, recipe, reason);
 }
 
 hr_kernel_fit hr_kernel_check(const hr_kernel_info *info, const hr_kernel_query *query,

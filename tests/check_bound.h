@@ -9,9 +9,8 @@
  * 1. Logits. A dot product of n terms in FP32, in any order and fused or not, is off by at most
  *    n u sum |q_c k_c| <= n u |q| |k_j| (Higham 2002, 3.1; then Cauchy and Schwarz). Integer
  * products are exact: n = 0. Scales, log2(e), cap and bias are at most 16 more roundings of the
- * result: D_j = softmax_scale (n u |q| |k_j| + 16 u |q.k_j|) + 8 u softcap + 4 u |alibi term| The
- * integer kernels (P in U8 or I16) turn codes under group scales into fixed point; half a unit h of
- * either operand adds softmax_scale (h_q |k_j|_1 + h_k |q|_1 + head_dim h_q h_k).
+ * result: D_j = softmax_scale (n u |q| |k_j| + 16 u |q.k_j|) + 8 u softcap + 4 u |alibi term| With
+ *    K's scales in groups the integer kernels add an exact product a group in FP32: n groups.
  *    Hopper's tensor cores add E4M3 products in 14 bits (DeepSeek-V3 technical report, 2024,
  *    3.5.2): an instruction aligns its 32 products and the accumulator to the largest of them, of
  *    magnitude L, cuts each 13 bits below L's leading one, and its sum likewise. From operands:
@@ -27,7 +26,10 @@
  *    A format of b significant bits rounds by at most 2^-b of the value: 2^-8 for BF16, 2^-4 for
  *    E4M3. Below 2^-6 the step of E4M3 is 2^-9, with M_t at 448: 2^-10 / 448 absolute. U8 has M_t
  *    at 255: 0.5 / 255 absolute; I16 has it at 128 * 255. When V's token scales f_j are folded into
- *    P before it is rounded, M_t = max w_j f_j and R_j is divided by f_j.
+ *    P before it is rounded, M_t = max w_j f_j and R_j is divided by f_j. Where V's scales f_jg are
+ *    in groups, P of a group is relative to max w_j f_jg, and before that rounded twice to integers
+ *    on the scale of 128 * 255, relative to M_t C_g, C_g = max f_jg / f_j of the tile's keys. P is
+ *    254 or 255 at its largest, or a unit of P is one of those. All is divided by f_jg; and 8 u.
  *    On Hopper P is a half before it is U8, 1/16 more at 255 (halves from 128 on are 1/8 apart),
  * and takes f_j as 1 / f_j is in halves, 2^-11 of the value.
  * 4. Normalization. The sum of weights is taken before rounding, so its relative error is the mean
@@ -37,7 +39,7 @@
  *    2^-14: + 2^-25 / 255 sum M_t / f_j. Matrix products cut their sums of 16: 17 * 2^-24 each, as
  *    much as FP32 sums of the tile's keys.
  *    Where O is in units of V's scale of the tile at work, two more roundings a tile: + 2 u tiles.
- * 5. Output.  |O_c - o_c| <= (sum_j (w_j (E_j + T + 2 u) + R_j) |v_jc| + w_j h_v) / (1 - T)
+ * 5. Output.  |O_c - o_c| <= (sum_j (w_j (E_j + T + 2 u) + R_j) |v_jc|) / (1 - T)
  *    LSE.     |LSE - lse| <= T / (1 - T) + 4 u (|lse| + |bias| + max |s| + 1)
  */
 #ifndef HEADROOM_CHECK_BOUND_H
@@ -67,6 +69,7 @@ typedef struct error_model {
     bool fp22_qk, fp22_pv;         /* products of E4M3 on Hopper's tensor cores */
     bool sum_everywhere;           /* the same in other tiles */
     bool fold_v;                   /* V's token scales are rounded together with P */
+    bool v_groups;                 /* those of its groups are */
     bool v_steps;                  /* O changes its unit where V's scale by block does */
     bool p_running;   /* P is rounded relative to a running maximum: M_t is that of all keys */
     bool half;        /* products are in FP16: check_bound_half.h */
@@ -95,9 +98,10 @@ static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *r
                                    int32_t head_dim)
 {
     error_model model = {.tile_kv = row->tile_kv, .dot_terms = head_dim};
-    bool groups = recipe->q.granularity == HR_GRANULARITY_GROUP ||
-                  recipe->k.granularity == HR_GRANULARITY_GROUP;
-    if (is_integer(row->q_dtype) && is_integer(row->k_dtype) && !groups) model.dot_terms = 0;
+    const bool q_groups = recipe->q.granularity == HR_GRANULARITY_GROUP;
+    const bool k_groups = recipe->k.granularity == HR_GRANULARITY_GROUP;
+    if (is_integer(row->q_dtype) && is_integer(row->k_dtype) && !q_groups && !k_groups)
+        model.dot_terms = 0;
     model.exp_error = 0x1p-22;
     switch (row->p_dtype) {
     case HR_DTYPE_BF16:
@@ -135,7 +139,8 @@ static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *r
             row->p_dtype == HR_DTYPE_U8 ? (0.5 + 1.0 / 256) / 255 : model.sum_absolute;
         model.tile_least = 0x1p-98; /* 2^-100, over weights that rounding may have made smaller */
         model.fold_v = true;
-        if (groups) model.dot_terms = 4; /* code * (group scale / token scale) is rounded */
+        if (k_groups) model.dot_terms = (double)head_dim / recipe->k.block;
+        model.v_groups = recipe->v.granularity == HR_GRANULARITY_GROUP;
         break;
     default:
         cr_assert_fail("no error model for P in %s", hr_dtype_name(row->p_dtype));
@@ -154,17 +159,6 @@ static inline double token_scale(const hr_packed *packed, int32_t head, int32_t 
     for (int32_t g = 0; g < packed->head_dim / packed->recipe.block; g++)
         largest = fmax(largest, (double)scale[g]);
     return largest;
-}
-
-/* h: half a unit of the fixed point that the integer kernels use under group scales, else 0. */
-static inline double half_unit(const error_model *model, const hr_packed *packed, int32_t head,
-                               int32_t sequence, int32_t token)
-{
-    if (!model->fold_v || packed->recipe.granularity != HR_GRANULARITY_GROUP) return 0;
-    int fraction = packed->recipe.dtype == HR_DTYPE_I4   ? 12
-                   : packed->recipe.dtype == HR_DTYPE_U4 ? 11
-                                                         : 8;
-    return ldexp(token_scale(packed, head, sequence, token), -fraction - 1);
 }
 
 static inline double dot_product(const float *a, const float *b, int32_t count)
@@ -192,14 +186,6 @@ static inline double fp22_dot_error(const float *a, const float *b, int32_t coun
     return error;
 }
 
-static inline double absolute_sum(const float *a, int32_t count)
-{
-    double sum = 0;
-    for (int32_t i = 0; i < count; i++)
-        sum += fabs((double)a[i]);
-    return sum;
-}
-
 /* What the bound is computed from; dequantized operands are [tokens][heads][head_dim]. */
 typedef struct bound_input {
     const hr_attention_problem *problem;
@@ -213,10 +199,10 @@ typedef struct bound_input {
 
 /* What a bound needs to know of a sequence's keys under one KV head. */
 typedef struct key_facts {
-    const float *k, *v;     /* of the key */
-    double scale;           /* of k's codes */
-    double norm, sum, half; /* |k|, |k|_1, h_k */
-    double v_half, fold;    /* h_v, f */
+    const float *k, *v;  /* of the key */
+    double scale;        /* of k's codes */
+    double norm, fold;   /* |k|, f */
+    const float *groups; /* f_jg */
 } key_facts;
 
 static inline key_facts *list_keys(const bound_input *in, int32_t sequence, int32_t kv_head)
@@ -234,11 +220,10 @@ static inline key_facts *list_keys(const bound_input *in, int32_t sequence, int3
         key->k = in->k + offset;
         key->v = in->v + offset;
         key->norm = sqrt(dot_product(key->k, key->k, head_dim));
-        key->sum = absolute_sum(key->k, head_dim);
         key->scale = k->scale ? token_scale(k, kv_head, sequence, j) : 1;
-        key->half = half_unit(&in->model, k, kv_head, sequence, j);
-        key->v_half = half_unit(&in->model, v, kv_head, sequence, j);
         key->fold = fold ? token_scale(v, kv_head, sequence, j) : 1;
+        if (in->model.v_groups)
+            key->groups = v->scale + hr_scale_offset(v, kv_head, sequence) + hr_scale_step(v, j);
     }
     return keys;
 }
@@ -256,14 +241,14 @@ typedef struct row_state {
 
 /* Step 1. `bias` is what smoothing took from every logit, in nats. */
 static inline void bound_logits(const bound_input *in, const key_facts *keys, const float *q,
-                                double q_half, double bias, const hr_kernel_args *args, int32_t row,
-                                int32_t head, double lse, row_state *state)
+                                double bias, const hr_kernel_args *args, int32_t row, int32_t head,
+                                double lse, row_state *state)
 {
     const hr_attention_problem *problem = in->problem;
     const int32_t head_dim = problem->head_dim;
     const double scale = (double)problem->softmax_scale, cap = (double)problem->softcap;
     const double slope = problem->alibi_slopes ? (double)problem->alibi_slopes[head] : 0;
-    const double q_norm = sqrt(dot_product(q, q, head_dim)), q_sum = absolute_sum(q, head_dim);
+    const double q_norm = sqrt(dot_product(q, q, head_dim));
     state->largest = 0;
     for (int32_t j = 0; j < state->keys; j++) {
         state->weight[j] = state->error[j] = 0;
@@ -277,7 +262,6 @@ static inline void bound_logits(const bound_input *in, const key_facts *keys, co
         if (in->model.half_decode)
             error +=
                 scale * half_decode_dot_error(q, key->k, head_dim, state->q_scale * key->scale);
-        error += scale * (q_half * key->sum + key->half * q_sum + head_dim * q_half * key->half);
         error += 16 * UNIT * (fabs(s) + (cap > 0 ? fabs(bias) : 0));
         if (cap > 0) {
             s = cap * tanh((s + bias) / cap);
@@ -363,6 +347,40 @@ static inline void bound_undecided(const row_state *state, const key_facts *keys
     *lse_bound = worst + state->keys * HALF_LOST;
 }
 
+/*
+ * What step 5 adds for a key whose weight is off by `error` and, in rounding P, by `rounding`, or
+ * `group_rounding` of the units of each group's weights.
+ */
+static inline void add_key(const bound_input *in, const key_facts *key, double error,
+                           double rounding, const double *group_rounding, double *o_bound)
+{
+    const int32_t head_dim = in->problem->head_dim;
+    const int32_t width = in->model.v_groups ? in->packed->v.recipe.block : head_dim;
+    for (int32_t g = 0; g * width < head_dim; g++) {
+        const double p = in->model.v_groups ? group_rounding[g] / (double)key->groups[g] : rounding;
+        for (int32_t c = g * width; c < (g + 1) * width; c++)
+            o_bound[c] += (error + p) * fabs((double)key->v[c]);
+    }
+}
+
+/* What rounding P adds to the weights of each group of the tile's keys [begin, end); see step 3. */
+static inline void bound_groups(const bound_input *in, const row_state *state,
+                                const key_facts *keys, int32_t begin, int32_t end, double top,
+                                double *rounding)
+{
+    const int32_t groups =
+        in->model.v_groups ? in->problem->head_dim / in->packed->v.recipe.block : 0;
+    for (int32_t g = 0; g < groups; g++) {
+        double largest = 0, share = 0;
+        for (int32_t j = begin; j < end; j++) {
+            const double scale = (double)keys[j].groups[g];
+            share = fmax(share, scale / keys[j].fold);
+            if (state->visible[j]) largest = fmax(largest, state->weight[j] * scale);
+        }
+        rounding[g] = 0.5 / 254 * largest + 4 * in->model.sum_absolute * top * share;
+    }
+}
+
 /* Steps 2 to 5 for one row; o_bound has head_dim entries. */
 static inline void bound_row(const bound_input *in, const key_facts *keys, double bias, double sink,
                              double lse, row_state *state, double *o_bound, double *lse_bound)
@@ -398,7 +416,9 @@ static inline void bound_row(const bound_input *in, const key_facts *keys, doubl
     for (int32_t begin = 0; begin < state->keys;) {
         int32_t end = (begin / tile + 1) * tile;
         if (end > state->keys) end = state->keys;
+        double group_rounding[HR_INTEGER_MAX_HEAD_DIM / 2];
         top = tile_top(model, state, keys, begin, &running);
+        bound_groups(in, state, keys, begin, end, top, group_rounding);
         for (int32_t j = begin; j < end; j++) {
             if (!state->visible[j]) continue;
             const double weight = state->weight[j];
@@ -408,9 +428,10 @@ static inline void bound_row(const bound_input *in, const key_facts *keys, doubl
             if (model->half) factor += HALF_LOST * top;
             if (model->fp22_pv)
                 factor += tile / 32 * 34 * 0x1p-13 * (1 + model->p_relative) * weight;
-            factor += model->p_relative * weight + model->p_absolute * top / keys[j].fold;
-            for (int32_t c = 0; c < head_dim; c++)
-                o_bound[c] += factor * fabs((double)keys[j].v[c]) + weight * keys[j].v_half;
+            if (model->v_groups) factor += 8 * UNIT * weight;
+            add_key(in, &keys[j], factor,
+                    model->p_relative * weight + model->p_absolute * top / keys[j].fold,
+                    group_rounding, o_bound);
         }
         if (model->half) bound_value_sums(state, keys, begin, end, head_dim, top, o_bound);
         begin = end;
@@ -453,9 +474,8 @@ static inline void bound_head(const bound_input *in, int32_t sequence, int32_t h
                    (double)q_packed->lse_bias[head * q_packed->total_tokens + token];
         if (in->model.half || in->model.half_decode)
             state.q_scale = token_scale(q_packed, head, sequence, row);
-        double q_half = half_unit(&in->model, q_packed, head, sequence, row);
-        bound_logits(in, keys, in->q + index * head_dim, q_half, bias, &args, row, head,
-                     in->lse[index], &state);
+        bound_logits(in, keys, in->q + index * head_dim, bias, &args, row, head, in->lse[index],
+                     &state);
         bound_row(in, keys, bias, sink, in->lse[index], &state, in->o_bound + index * head_dim,
                   &in->lse_bound[index]);
     }

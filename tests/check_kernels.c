@@ -185,10 +185,23 @@ static int list_shapes(const row_group *group, check_shape *shapes, int limit)
     return count;
 }
 
+/* Groups that do not divide a shape's head_dim become groups of 8. */
+static hr_recipe fit_recipe(const hr_recipe *recipe, int32_t head_dim)
+{
+    hr_recipe fitted = *recipe;
+    hr_operand_recipe *operands[] = {&fitted.q, &fitted.k, &fitted.v};
+    for (int i = 0; i < 3; i++)
+        if (operands[i]->granularity == HR_GRANULARITY_GROUP && head_dim % operands[i]->block)
+            operands[i]->block = 8;
+    memset(fitted.name, 0, sizeof fitted.name);
+    cr_assert_eq(hr_recipe_normalize(&fitted), HR_OK, "%s", hr_last_error());
+    return fitted;
+}
+
 static int find_recipe(const recipe_list *list, const hr_recipe *recipe)
 {
     int index = 0;
-    while (strcmp(list->recipe[index].name, recipe->name) != 0)
+    while (index < list->count && strcmp(list->recipe[index].name, recipe->name) != 0)
         index++;
     return index;
 }
@@ -213,10 +226,13 @@ static void run_group(const row_group *group, uint64_t seed)
     int index = 0;
     for (int s = 0; s < shape_count; s++)
         for (int i = 0; i < cases_of(&shapes[s]); i++, index++) {
-            int recipe = index % recipes.count, features = index % FEATURE_SET_COUNT;
+            const int features = index % FEATURE_SET_COUNT;
+            const hr_recipe fitted =
+                fit_recipe(&recipes.recipe[index % recipes.count], shapes[s].head_dim);
+            const int recipe = find_recipe(&recipes, &fitted);
             check_case test = {.shape = shapes[s],
                                .fill = (check_fill)(index % FILL_COUNT),
-                               .recipe = recipes.recipe[recipe],
+                               .recipe = fitted,
                                .features = feature_sets[features],
                                .seed = seed + (uint64_t)index};
             run_case(group, &test, recipe, features);

@@ -318,6 +318,7 @@ static void run_row(const hr_kernel_info *row, uint64_t seed, row_result *result
         if (row->max_seqlen_q && longest > row->max_seqlen_q) continue;
         test.base.fill = (check_fill)(i % FILL_COUNT);
         test.recipe = test.base.recipe = recipes.recipe[i % recipes.count];
+        if (!groups_divide(&test.base.recipe, test.base.shape.head_dim)) continue;
         test.base.features = pick_features(row, i);
         test.base.seed = seed + (uint64_t)i;
         test.rope = make_rope(i / 2, test.base.shape.head_dim);

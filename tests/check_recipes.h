@@ -29,6 +29,17 @@ static inline bool is_integer(hr_dtype dtype)
            dtype == HR_DTYPE_U4 || dtype == HR_DTYPE_C4 || dtype == HR_DTYPE_I16;
 }
 
+/*
+ * Channels a group has: 8, which divides every head_dim, but where rows take larger groups only.
+ * Shapes that those do not divide are run with groups of 8.
+ */
+static inline int32_t group_width(const hr_kernel_info *row)
+{
+    if (row->isa == HR_ISA_PORTABLE) return 8;
+    if (row->p_dtype != HR_DTYPE_U8 && row->p_dtype != HR_DTYPE_I16) return 8;
+    return row->isa == HR_ISA_AVX512VNNI && row->max_seqlen_q > 0 ? 32 : 16;
+}
+
 static inline hr_operand_recipe operand_recipe(const hr_kernel_info *row, hr_dtype dtype,
                                                int granularity)
 {
@@ -36,8 +47,18 @@ static inline hr_operand_recipe operand_recipe(const hr_kernel_info *row, hr_dty
     operand.dynamic = granularity != HR_GRANULARITY_NONE;
     if (granularity == HR_GRANULARITY_BLOCK) operand.block = 48; /* divides no tile */
     if (operand.block && row->isa == HR_ISA_SM90 && dtype == HR_DTYPE_E4M3) operand.block = 128;
-    if (granularity == HR_GRANULARITY_GROUP) operand.block = 8; /* divides every head_dim */
+    if (granularity == HR_GRANULARITY_GROUP) operand.block = group_width(row);
     return operand;
+}
+
+/* True unless the recipe has groups of channels that a head has no whole number of. */
+static inline bool groups_divide(const hr_recipe *recipe, int32_t head_dim)
+{
+    const hr_operand_recipe *operands[] = {&recipe->q, &recipe->k, &recipe->v};
+    for (int i = 0; i < 3; i++)
+        if (operands[i]->granularity == HR_GRANULARITY_GROUP && head_dim % operands[i]->block)
+            return false;
+    return true;
 }
 
 static inline void add_recipe(recipe_list *list, const hr_recipe *recipe)
@@ -74,6 +95,12 @@ static inline void list_recipes(const hr_kernel_info *row, recipe_list *list)
             *operand[i] = operand_recipe(row, dtypes[i], granularity);
             add_recipe(list, &recipe);
         }
+    if (masks[1] & masks[2] & 1u << HR_GRANULARITY_GROUP) {
+        hr_recipe recipe = base;
+        recipe.k = operand_recipe(row, dtypes[1], HR_GRANULARITY_GROUP);
+        recipe.v = operand_recipe(row, dtypes[2], HR_GRANULARITY_GROUP);
+        add_recipe(list, &recipe);
+    }
     if (row->k_dtype == HR_DTYPE_BF16) return;
     for (uint32_t transform = 1; transform < 4; transform++) {
         hr_recipe recipe = base;

@@ -33,13 +33,16 @@ typedef struct tile_scales {
     bool even, wide;
     float k[HR_INTEGER_TILE], u[HR_INTEGER_TILE], r[HR_INTEGER_TILE];
     int32_t sum[HR_INTEGER_TILE], rest[HR_INTEGER_TILE]; /* A_j, B_j */
+    float *k_group;                                      /* [256][K's groups] k_jg */
+    int16_t *share;                                      /* [V's groups][256] G_jg */
+    float *largest;                                      /* [V's groups] C_g times 32768 / 32767 */
 } tile_scales;
 
 typedef struct body {
     const hr_kernel_args *args;
     int32_t head_dim;
-    int v_fraction;
-    bool precise; /* P in I16 */
+    int32_t k_groups, v_groups; /* 0: scales are not in groups */
+    bool precise;               /* P in I16 */
     tile_scales tile;
     int32_t first;   /* the tile's first key */
     float *o;        /* [rows][head_dim] */
@@ -55,7 +58,9 @@ size_t hr_integer_attention_portable_scratch(int32_t head_dim)
     size_t channels = (size_t)head_dim, rows = HR_INTEGER_PORTABLE_ROWS;
     return sizeof(body) +
            rows * (sizeof(row_state) + channels * (sizeof(float) + sizeof(int16_t))) +
-           3 * HR_INTEGER_TILE * channels * sizeof(int16_t) + 64;
+           3 * HR_INTEGER_TILE * channels * sizeof(int16_t) +
+           channels / 2 * (HR_INTEGER_TILE * (sizeof(float) + sizeof(int16_t)) + sizeof(float)) +
+           64;
 }
 
 static int32_t dot(const int16_t *a, const int16_t *b, int32_t count)
@@ -69,20 +74,36 @@ static int32_t dot(const int16_t *a, const int16_t *b, int32_t count)
 void hr_integer_expand_i8(const hr_kernel_operand *operand, int32_t head_dim, int64_t first,
                           int32_t count, int16_t *rows)
 {
-    const bool grouped = operand->granularity == HR_GRANULARITY_GROUP;
-    const int32_t groups = grouped ? head_dim / operand->block : 0;
-    const int fraction = hr_integer_fraction(operand);
     for (int32_t t = 0; t < count; t++) {
         const int64_t slot = hr_kernel_slot(operand, first + t);
         const int8_t *codes = (const int8_t *)operand->codes + slot * head_dim;
-        int16_t *row = rows + t * head_dim;
         for (int32_t c = 0; c < head_dim; c++)
-            row[c] = codes[c];
-        if (!grouped) continue;
-        const float token_scale = hr_integer_token_scale(operand, head_dim, first + t);
-        for (int32_t g = 0; g < groups; g++)
-            hr_integer_scale_group(row + g * operand->block, operand->block,
-                                   operand->scale[slot * groups + g], token_scale, fraction);
+            rows[t * head_dim + c] = codes[c];
+    }
+}
+
+/* Step 1 for scales in groups, after the rest of it. */
+static void prepare_groups(body *b, int32_t count)
+{
+    const hr_kernel_args *args = b->args;
+    tile_scales *tile = &b->tile;
+    for (int32_t j = 0; j < count; j++) {
+        const float *scale = hr_integer_group_scales(&args->k, b->k_groups, b->first + j);
+        for (int32_t g = 0; g < b->k_groups; g++)
+            tile->k_group[j * b->k_groups + g] = ldexpf(scale[g], -tile->f);
+    }
+    for (int32_t g = 0; g < b->v_groups; g++) {
+        float share[HR_INTEGER_TILE], largest = 0;
+        for (int32_t j = 0; j < count; j++) {
+            const float *scale = hr_integer_group_scales(&args->v, b->v_groups, b->first + j);
+            share[j] =
+                hr_integer_max(ldexpf(scale[g], -tile->e) * tile->r[j], HR_INTEGER_MIN_SHARE);
+            largest = hr_integer_max(share[j], largest);
+        }
+        for (int32_t j = 0; j < count; j++)
+            tile->share[g * HR_INTEGER_TILE + j] =
+                (int16_t)hr_integer_round(share[j] * (HR_INTEGER_SHARE_UNIT / largest));
+        tile->largest[g] = largest * HR_INTEGER_SHARE_STEP;
     }
 }
 
@@ -100,9 +121,8 @@ static void prepare_tile(body *b, int32_t count)
     }
     tile->f = hr_integer_exponent(k_max);
     tile->e = hr_integer_exponent(v_max);
-    int k_fraction = hr_integer_fraction(&args->k);
     for (int32_t j = 0; j < count; j++) {
-        tile->k[j] = ldexpf(hr_integer_round22(ldexpf(tile->k[j], -tile->f)), -k_fraction);
+        tile->k[j] = hr_integer_round22(ldexpf(tile->k[j], -tile->f));
         float w = hr_integer_max(ldexpf(tile->r[j], -tile->e), HR_INTEGER_MIN_V);
         tile->u[j] = fmaf(hr_integer_log2(w), -HR_INTEGER_OCTAVE, HR_INTEGER_OFFSET);
         tile->r[j] = 1.0f / w;
@@ -117,6 +137,7 @@ static void prepare_tile(body *b, int32_t count)
         tile->sum[j] = hr_integer_round(r);
         tile->rest[j] = hr_integer_round((r - (float)tile->sum[j]) * 4096);
     }
+    prepare_groups(b, count);
 }
 
 static void load_tile(body *b, hr_integer_expand expand_k, hr_integer_expand expand_v)
@@ -132,6 +153,18 @@ static void load_tile(body *b, hr_integer_expand expand_k, hr_integer_expand exp
             b->v[c * HR_INTEGER_TILE + j] = b->v_rows[j * head_dim + c];
 }
 
+/* S_ij * k_j, or what takes its place. */
+static float scaled_product(const body *b, int32_t index, int32_t j)
+{
+    const int16_t *k = b->k + j * b->head_dim, *q = b->q + index * b->head_dim;
+    if (b->k_groups == 0) return (float)dot(k, q, b->head_dim) * b->tile.k[j];
+    const int32_t width = b->head_dim / b->k_groups;
+    float x = 0;
+    for (int32_t g = 0; g < b->k_groups; g++, k += width, q += width)
+        x = fmaf((float)dot(k, q, width), b->tile.k_group[j * b->k_groups + g], x);
+    return x;
+}
+
 /* y of step 3 for keys [lo, hi) of the tile, with what is added to each; returns a. */
 static float make_logits(const body *b, int32_t index, int32_t lo, int32_t hi, const float *u,
                          float *y)
@@ -145,8 +178,7 @@ static float make_logits(const body *b, int32_t index, int32_t lo, int32_t hi, c
     const hr_integer_cap cap = hr_integer_cap_of(args->softcap);
     const int64_t diagonal = (int64_t)args->q_begin + index + args->shift - b->first;
     for (int32_t j = lo; j < hi; j++) {
-        int32_t s = dot(b->k + j * b->head_dim, b->q + index * b->head_dim, b->head_dim);
-        float product = (float)s * tile->k[j];
+        float product = scaled_product(b, index, j);
         if (args->softcap == 0) {
             y[j] = fmaf(product, -a, u[j]);
         } else {
@@ -177,15 +209,15 @@ static float make_distances(const float *y, float a, int32_t lo, int32_t hi, int
     return HR_INTEGER_OFFSET - (direct ? (float)least : exact);
 }
 
-/* Step 4: P, and the sums s of the lanes where the tile is even or wide. */
-static void make_weights(const body *b, const int32_t *distance, int32_t lo, int32_t hi, int16_t *p,
+/* Step 4: e, and the sums s of the lanes where the tile is even or wide. */
+static void make_weights(const body *b, const int32_t *distance, int32_t lo, int32_t hi, int16_t *e,
                          float s[HR_INTEGER_LANES])
 {
     const tile_scales *tile = &b->tile;
     int32_t sum[HR_INTEGER_LANES] = {0}, rest[HR_INTEGER_LANES] = {0};
     for (int32_t j = lo; j < hi; j++) {
         int32_t weight = hr_integer_weight(distance[j]);
-        p[j] = (int16_t)(b->precise ? weight : hr_integer_p(weight));
+        e[j] = (int16_t)weight;
         if (!tile->even && !tile->wide) continue;
         sum[hr_integer_lane(j)] += weight * tile->sum[j];
         if (tile->wide) rest[hr_integer_lane(j)] += weight * tile->rest[j];
@@ -209,6 +241,50 @@ static float sum_uneven(const body *b, int32_t index, int32_t lo, int32_t hi,
     return HR_INTEGER_OFFSET - least;
 }
 
+/* Step 4: P. */
+static void round_weights(const body *b, const int16_t *e, int32_t lo, int32_t hi, int16_t *p)
+{
+    for (int32_t j = lo; j < hi; j++)
+        p[j] = (int16_t)(b->precise ? e[j] : hr_integer_p(e[j]));
+}
+
+/* Step 4: P for group g of V's scales; returns what O is multiplied with for it. */
+static float share_weights(const body *b, const int16_t *e, int32_t lo, int32_t hi, int32_t g,
+                           int16_t *p)
+{
+    const int16_t *share = b->tile.share + g * HR_INTEGER_TILE;
+    int32_t largest = 0;
+    for (int32_t j = lo; j < hi; j++) {
+        p[j] = (int16_t)hr_integer_product(e[j], share[j]);
+        largest = p[j] > largest ? p[j] : largest;
+    }
+    const int32_t factor = hr_integer_share_factor(largest);
+    for (int32_t j = lo; j < hi; j++)
+        p[j] = (int16_t)hr_integer_product(p[j], factor);
+    return 256.0f / (float)factor;
+}
+
+/* Steps 4 to 6 for O of a row: alpha and beta are its own. */
+static void add_values(const body *b, int32_t index, const int16_t *e, int32_t lo, int32_t hi,
+                       float alpha, float beta)
+{
+    const int32_t groups = b->v_groups ? b->v_groups : 1, width = b->head_dim / groups;
+    float *o = b->o + index * b->head_dim;
+    int16_t p[HR_INTEGER_TILE];
+    if (b->v_groups == 0) round_weights(b, e, lo, hi, p);
+    for (int32_t g = 0; g < groups; g++) {
+        float unit = beta;
+        if (b->v_groups) {
+            const float rest = share_weights(b, e, lo, hi, g, p);
+            unit = beta * b->tile.largest[g] * rest;
+        }
+        for (int32_t c = g * width; c < (g + 1) * width; c++) {
+            int32_t t = dot(p + lo, b->v + c * HR_INTEGER_TILE + lo, hi - lo);
+            o[c] = fmaf((float)t, unit, o[c] * alpha);
+        }
+    }
+}
+
 /* Steps 2 to 6 for one row and the keys [lo, hi) of the tile that it sees. */
 static void update_row(body *b, int32_t index, int32_t lo, int32_t hi)
 {
@@ -216,17 +292,17 @@ static void update_row(body *b, int32_t index, int32_t lo, int32_t hi)
     const tile_scales *tile = &b->tile;
     float y[HR_INTEGER_TILE], s[HR_INTEGER_LANES] = {0};
     int32_t distance[HR_INTEGER_TILE];
-    int16_t p[HR_INTEGER_TILE];
+    int16_t weight[HR_INTEGER_TILE];
     const float a = make_logits(b, index, lo, hi, tile->u, y);
     const float largest = make_distances(y, a, lo, hi, distance);
-    make_weights(b, distance, lo, hi, p, s);
+    make_weights(b, distance, lo, hi, weight, s);
 
     float m = hr_integer_max(largest, row->m);
     int32_t e = tile->e > row->e ? tile->e : row->e;
     float alpha = hr_integer_exp2((row->m - m) / HR_INTEGER_OCTAVE);
     float beta = hr_integer_exp2((largest - m) / HR_INTEGER_OCTAVE);
     float alpha_o = ldexpf(alpha, row->e - e);
-    float beta_o = ldexpf(beta, tile->e - e - b->v_fraction);
+    float beta_o = ldexpf(beta, tile->e - e);
     float beta_l = beta * (tile->h * 0x1p-19f);
     if (!tile->even && !tile->wide) {
         float sum_largest = sum_uneven(b, index, lo, hi, s);
@@ -234,11 +310,7 @@ static void update_row(body *b, int32_t index, int32_t lo, int32_t hi)
     }
     for (int k = 0; k < HR_INTEGER_LANES; k++)
         row->l[k] = fmaf(s[k], beta_l, row->l[k] * alpha);
-    float *o = b->o + index * b->head_dim;
-    for (int32_t c = 0; c < b->head_dim; c++) {
-        int32_t t = dot(p + lo, b->v + c * HR_INTEGER_TILE + lo, hi - lo);
-        o[c] = fmaf((float)t, beta_o, o[c] * alpha_o);
-    }
+    add_values(b, index, weight, lo, hi, alpha_o, beta_o);
     row->m = m;
     row->e = e;
 }
@@ -263,12 +335,16 @@ static body *begin(const hr_kernel_args *args)
     body *b = args->scratch;
     b->args = args;
     b->head_dim = args->head_dim;
-    b->v_fraction = hr_integer_fraction(&args->v);
+    b->k_groups = hr_integer_groups(&args->k, args->head_dim);
+    b->v_groups = hr_integer_groups(&args->v, args->head_dim);
     b->precise = args->p_dtype == HR_DTYPE_I16;
-    assert(!b->precise || b->v_fraction == 0); /* T would leave int32 */
+    assert(!b->precise || b->v_groups == 0);
     b->row = (row_state *)(b + 1);
     b->o = (float *)(b->row + rows);
-    b->q = (int16_t *)(b->o + rows * channels);
+    b->tile.k_group = b->o + rows * channels;
+    b->tile.largest = b->tile.k_group + HR_INTEGER_TILE * channels / 2;
+    b->tile.share = (int16_t *)(b->tile.largest + channels / 2);
+    b->q = b->tile.share + HR_INTEGER_TILE * channels / 2;
     b->k = b->q + rows * channels;
     b->v = b->k + HR_INTEGER_TILE * channels;
     b->v_rows = b->v + HR_INTEGER_TILE * channels;

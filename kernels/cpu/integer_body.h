@@ -9,32 +9,17 @@
 
 enum { HR_INTEGER_PORTABLE_ROWS = 32 }; /* tile_q of the portable kernels */
 
-/*
- * Codes of tokens [first, first + count) as rows [count][head_dim], fixed-point with
- * hr_integer_fraction bits.
- */
+/* Codes of tokens [first, first + count), less their zero points, as rows [count][head_dim]. */
 typedef void (*hr_integer_expand)(const hr_kernel_operand *operand, int32_t head_dim, int64_t first,
                                   int32_t count, int16_t *rows);
 
-/* The expansion of I8 codes, scales in groups or not: Q of both recipes, K and V of `int8`. */
+/* The expansion of I8 codes: Q of both recipes, K and V of `int8`. */
 void hr_integer_expand_i8(const hr_kernel_operand *operand, int32_t head_dim, int64_t first,
                           int32_t count, int16_t *rows);
 
-/* The expansion of I4, U4 and C4 codes, scales in groups or not. */
+/* The expansion of I4, U4 and C4 codes. */
 void hr_integer_expand_nibbles(const hr_kernel_operand *operand, int32_t head_dim, int64_t first,
                                int32_t count, int16_t *rows);
-
-/*
- * Codes under a group's scale, to the token's fixed-point units: step 1 of the specification. One
- * quotient for all, and a loop that compilers vectorize.
- */
-static inline void hr_integer_scale_group(int16_t *codes, int32_t count, float group_scale,
-                                          float token_scale, int fraction)
-{
-    const float ratio = group_scale / token_scale, unit = (float)(1 << fraction);
-    for (int32_t c = 0; c < count; c++)
-        codes[c] = (int16_t)hr_integer_round((float)codes[c] * ratio * unit);
-}
 
 void hr_integer_attention_portable(const hr_kernel_args *args, hr_integer_expand expand_k,
                                    hr_integer_expand expand_v);

@@ -28,14 +28,13 @@ size_t hr_integer_attention_avx512vnni_scratch(int32_t head_dim)
            rows * (size_t)hr_integer_vnni_channels(head_dim) * sizeof(float);
 }
 
-/* K's scales for codes that have a fraction. */
-RARE void scale_fractions(const task *t, tile_columns columns[SUBTILES])
+/* Scales of an operand's tokens; of its groups, if any, to `groups`. */
+static float gather_tile_scales(const task *t, const hr_kernel_operand *operand, int32_t groups,
+                                int32_t count, float of_group[MAX_GROUPS][HR_INTEGER_TILE],
+                                float *scale)
 {
-    const __m512 unit = _mm512_set1_ps(hr_integer_power(-t->k_fraction));
-    for (int32_t j = 0; j < HR_INTEGER_TILE; j += 16) {
-        float *k = columns[j / SUBTILE].k + j % SUBTILE;
-        _mm512_store_ps(k, _mm512_mul_ps(_mm512_load_ps(k), unit));
-    }
+    return groups ? gather_group_scales(operand, groups, t->first, count, of_group, scale)
+                  : gather_scales(operand, t->head_dim, t->first, count, scale);
 }
 
 /* Step 1. */
@@ -43,11 +42,26 @@ static void make_columns(task *t, tile_columns columns[SUBTILES], tile_exponents
 {
     const int32_t left = t->args->seqlen_kv - t->first;
     const int32_t count = left < HR_INTEGER_TILE ? left : HR_INTEGER_TILE;
-    const float k_max = gather_scales(&t->args->k, t->head_dim, t->first, count, t->k_scale);
-    const float v_max = gather_scales(&t->args->v, t->head_dim, t->first, count, t->v_scale);
+    const hr_kernel_args *args = t->args;
+    const float k_max =
+        gather_tile_scales(t, &args->k, t->k_groups, count, t->groups.k, t->k_scale);
+    const float v_max =
+        gather_tile_scales(t, &args->v, t->v_groups, count, t->groups.v, t->v_scale);
     *tile = scale_columns(t->k_scale, k_max, t->v_scale, v_max, count, columns);
-    tile->fraction = hr_integer_fraction(&t->args->v);
-    if (t->k_fraction) scale_fractions(t, columns);
+}
+
+/* Step 1 for scales in groups; they are not kept. */
+RARE void make_groups(task *t)
+{
+    const hr_kernel_args *args = t->args;
+    const int32_t left = args->seqlen_kv - t->first;
+    const int32_t count = left < HR_INTEGER_TILE ? left : HR_INTEGER_TILE;
+    if (t->k_groups)
+        gather_group_scales(&args->k, t->k_groups, t->first, count, t->groups.k, t->k_scale);
+    if (t->v_groups)
+        gather_group_scales(&args->v, t->v_groups, t->first, count, t->groups.v, t->v_scale);
+    scale_k_groups(&t->groups, t->k_groups, t->tile.f);
+    share_v_groups(&t->groups, t->v_groups, t->tile.e, count, t->columns);
 }
 
 /* Step 1, unless an earlier task did it, and a of step 2 when F has changed. */
@@ -63,6 +77,7 @@ static void prepare_tile(task *t)
     kept->tiles |= bit;
     t->columns = kept->columns[place];
     t->tile = kept->exponents[place];
+    if (t->k_groups || t->v_groups) make_groups(t);
     if (f == t->tile.f) return;
     const __m512d unit = _mm512_set1_pd(ldexp(t->octave, t->tile.f));
     for (int32_t b = 0; b < t->blocks; b++)
@@ -189,7 +204,7 @@ INLINE void prefetch_output(const task *t, const passage *w)
 INLINE void enter_output(task *t, passage *w, __mmask16 seen)
 {
     block_state *block = w->block;
-    w->first = block->fresh && seen == block->rows && t->tile.fraction == 0;
+    w->first = block->fresh && seen == block->rows && t->v_groups == 0;
     if (block->fresh) prefetch_output(t, w);
     if (block->fresh && !w->first)
         memset(t->o + w->first_row * t->channels, 0, (size_t)(BLOCK * t->channels) * sizeof *t->o);
@@ -260,6 +275,7 @@ static void make_scores(task *t, passage *w)
 /* Constants of step 4: each kind is compiled on its own. */
 typedef struct weight_kind {
     bool wide, half, precise; /* the tile is wide; from_half's; P in I16 */
+    bool grouped;             /* V's scales are in groups: weights are kept as they are */
 } weight_kind;
 
 /* What step 4 makes of two rows. */
@@ -293,6 +309,11 @@ INLINE void weigh(task *t, int g, int r, int first, int count, const __m512i top
 #pragma GCC unroll 4
     for (int i = 0; i < 2 * count; i++) {
         const int s = first + i % count, row = r + i / count;
+        if (kind.grouped) {
+            _mm512_store_si512(t->weight[g][s][row], e[2 * i]);
+            _mm512_store_si512(t->weight[g][s][row] + 32, e[2 * i + 1]);
+            continue;
+        }
         if (!kind.precise) {
             _mm512_store_si512(t->p[g][s][row], pack_weights(e[2 * i], e[2 * i + 1], c));
             continue;
@@ -356,53 +377,116 @@ static void make_block_weights(task *t, passage *w)
 {
     for (int g = 0; g < GROUPS; g++)
         for (int r = 0; r < ROWS; r += 2) {
-            if (t->precise && t->half)
-                make_weights(t, w, g, r, (weight_kind){t->tile.wide, true, true});
+            if (t->v_groups && t->half)
+                make_weights(t, w, g, r, (weight_kind){t->tile.wide, true, false, true});
+            else if (t->v_groups)
+                make_weights(t, w, g, r, (weight_kind){t->tile.wide, false, false, true});
+            else if (t->precise && t->half)
+                make_weights(t, w, g, r, (weight_kind){t->tile.wide, true, true, false});
             else if (t->precise)
-                make_weights(t, w, g, r, (weight_kind){t->tile.wide, false, true});
+                make_weights(t, w, g, r, (weight_kind){t->tile.wide, false, true, false});
             else if (!t->half)
-                make_weights(t, w, g, r, (weight_kind){t->tile.wide, false, false});
+                make_weights(t, w, g, r, (weight_kind){t->tile.wide, false, false, false});
             else if (t->tile.wide)
-                make_weights(t, w, g, r, (weight_kind){true, true, false});
+                make_weights(t, w, g, r, (weight_kind){true, true, false, false});
             else
-                make_weights(t, w, g, r, (weight_kind){false, true, false});
+                make_weights(t, w, g, r, (weight_kind){false, true, false, false});
         }
     if (!t->tile.even && !t->tile.wide) add_uneven_sums(t, w);
+}
+
+/* e_ijg of a row for group i of V's scales; the largest by lanes. */
+INLINE __m512i share_row(task *t, const passage *w, int g, int r, int32_t i)
+{
+    const int16_t *share = t->groups.share[i];
+    __m512i most = _mm512_setzero_si512();
+    for (int s = w->begin[g]; s < w->end[g]; s++)
+#pragma GCC unroll 2
+        for (int at = 0; at < SUBTILE; at += 32) {
+            const __m512i e = _mm512_mulhrs_epi16(_mm512_load_si512(t->weight[g][s][r] + at),
+                                                  _mm512_load_si512(share + s * SUBTILE + at));
+            _mm512_store_si512(t->shared[g][s][r] + at, e);
+            most = _mm512_max_epu16(most, e);
+        }
+    return most;
+}
+
+/* Step 4 for group i of V's scales: P of a block; returns its beta. */
+static __m512 share_block(task *t, const passage *w, int32_t i)
+{
+    ALIGNED int32_t factor[LANES];
+    __m512i most[BLOCK];
+    __m512 beta = _mm512_mul_ps(_mm512_load_ps(w->o.beta), _mm512_set1_ps(t->groups.largest[i]));
+    for (int row = 0; row < BLOCK; row++) /* as the least of what 65535 is more */
+        most[row] =
+            _mm512_xor_si512(share_row(t, w, row / ROWS, row % ROWS, i), _mm512_set1_epi32(-1));
+    const __m512i words = reduce_rows(most, MIN_WORDS);
+    const __m512i least = _mm512_and_si512(_mm512_min_epu16(words, _mm512_srli_epi32(words, 16)),
+                                           _mm512_set1_epi32(0xffff));
+    _mm512_store_si512(factor,
+                       share_factors(_mm512_sub_epi32(_mm512_set1_epi32(0xffff), least), &beta));
+    for (int row = 0; row < BLOCK; row++) {
+        const int g = row / ROWS, r = row % ROWS;
+        const __m512i f = _mm512_set1_epi16((int16_t)factor[row]);
+        for (int s = w->begin[g]; s < w->end[g]; s++) {
+            const uint16_t *e = t->shared[g][s][r];
+            _mm512_store_si512(t->p[g][s][r],
+                               pack_shared(_mm512_load_si512(e), _mm512_load_si512(e + 32), f));
+        }
+    }
+    return beta;
+}
+
+/* O of a group of rows with P.V, `vectors` (1 to 4) vectors of channels from `vector` on. */
+static void add_columns(task *t, const passage *w, int g, int vectors, int32_t vector,
+                        const float *scalars)
+{
+    const int64_t stride = (int64_t)t->channels * 4, begin = w->begin[g];
+    const int64_t tiles = w->end[g] - begin, tail = w->tail[g] % 4;
+    const int8_t *v = t->codes.v + vector * 64 + begin * (SUBTILE / 4) * stride;
+    float *o = t->o + (w->first_row + g * ROWS) * t->channels + vector * 16;
+    if (t->precise)
+        micro_pv_precise(vectors, w->first, t->p[g][begin][0], t->p_low[g][begin][0], v, stride,
+                         tiles, o, stride, scalars);
+    else
+        micro_pv(vectors, w->first, t->p[g][begin][0], v, stride, tiles - (tail != 0), tail, o,
+                 stride, scalars);
 }
 
 /* O with P.V, in column blocks of four vectors, or as even as the channels allow. */
 static void add_values(task *t, const passage *w)
 {
-    const int64_t stride = (int64_t)t->channels * 4;
-    const int8_t *v = t->codes.v;
-    const int64_t low = t->tile.fraction ? t->codes.v_low - v : 0;
-    float *o = t->o + w->first_row * t->channels;
-    for (const int8_t *width = t->width; *width; width++) {
+    int32_t vector = 0;
+    for (const int8_t *width = t->width; *width; vector += *width++)
+        for (int g = 0; g < GROUPS; g++)
+            if (w->begin[g] < w->end[g])
+                add_columns(t, w, g, *width, vector, w->o.alpha + g * ROWS);
+}
+
+/* The same with scales of V in groups of channels, each of which has its own P and beta. */
+static void add_value_groups(task *t, const passage *w)
+{
+    const int32_t vectors = t->head_dim / t->v_groups / 16;
+    for (int32_t i = 0; i < t->v_groups; i++) {
+        micro_scalars o = w->o;
+        _mm512_store_ps(o.beta, share_block(t, w, i));
         for (int g = 0; g < GROUPS; g++) {
-            const int64_t begin = w->begin[g], tiles = w->end[g] - begin, tail = w->tail[g] % 4;
-            const int8_t *values = v + begin * (SUBTILE / 4) * stride;
-            const float *scalars = w->o.alpha + g * ROWS;
-            float *out = o + g * ROWS * t->channels;
-            if (tiles <= 0) continue;
-            if (t->tile.fraction)
-                micro_pv_wide(*width, t->p[g][begin][0], values, values + low, stride, tiles, out,
-                              stride, scalars);
-            else if (t->precise)
-                micro_pv_precise(*width, w->first, t->p[g][begin][0], t->p_low[g][begin][0], values,
-                                 stride, tiles, out, stride, scalars);
-            else
-                micro_pv(*width, w->first, t->p[g][begin][0], values, stride, tiles - (tail != 0),
-                         tail, out, stride, scalars);
+            if (w->begin[g] >= w->end[g]) continue;
+            for (int32_t at = 0, width; at < vectors; at += width) {
+                width = vectors - at < 4 ? vectors - at : 4;
+                add_columns(t, w, g, width, i * vectors + at, o.alpha + g * ROWS);
+            }
         }
-        v += *width * 64;
-        o += *width * 16;
     }
 }
 
 /* The last step of a tile for a block, and of all when it was the last tile. */
 static void leave_tile(task *t, const passage *w, bool last)
 {
-    add_values(t, w);
+    if (t->v_groups)
+        add_value_groups(t, w);
+    else
+        add_values(t, w);
     if (last) finish_block(t, w->first_row / BLOCK);
 }
 
@@ -444,13 +528,16 @@ void hr_integer_attention_avx512vnni(const hr_kernel_args *args, hr_integer_vnni
     t->q = (int32_t *)(t->o + HR_INTEGER_VNNI_ROWS * t->channels);
     t->precise = args->p_dtype == HR_DTYPE_I16;
     t->half = args->isa_mask >> HR_ISA_AVX512FP16 & 1;
-    t->k_fraction = hr_integer_fraction(&args->k);
+    t->k_groups = hr_integer_groups(&args->k, args->head_dim);
+    t->v_groups = hr_integer_groups(&args->v, args->head_dim);
+    assert(t->k_groups == 0 || args->k.block % 16 == 0);
+    assert(t->v_groups == 0 || args->v.block % 16 == 0);
     t->octave = args->softcap == 0 ? HR_INTEGER_OCTAVE : 1;
     t->cap = hr_integer_cap_of(args->softcap);
     t->slope = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E) * HR_INTEGER_OCTAVE;
-    t->exact_logits = args->softcap != 0 || t->slope != 0 || t->k_fraction != 0;
-    t->tile.f = INT32_MIN;                                     /* no tile's F */
-    assert(!t->precise || hr_integer_fraction(&args->v) == 0); /* T would leave int32 */
+    t->exact_logits = args->softcap != 0 || t->slope != 0 || t->k_groups != 0;
+    t->tile.f = INT32_MIN; /* no tile's F */
+    assert(!t->precise || t->v_groups == 0);
     const int vectors = t->channels / 16, columns = (vectors + 3) / 4;
     for (int i = 0; i < columns; i++)
         t->width[i] = (int8_t)((vectors + columns - 1 - i) / columns);

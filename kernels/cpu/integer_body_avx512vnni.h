@@ -13,13 +13,10 @@ enum {
     HR_INTEGER_VNNI_TILE = 64  /* keys a tile of the VNNI layouts has */
 };
 
-/*
- * Where the four (or fewer) layout tiles of one softmax tile lie. Codes of 16 bits, which scales in
- * groups make, are 2^8 times the layout's code and that of `low`: 0 to 255 for K, signed for V.
- */
+/* Where the four (or fewer) layout tiles of one softmax tile lie. */
 typedef struct hr_integer_vnni_tile {
-    const uint8_t *k, *k_low; /* HR_LAYOUT_VNNI_K; k_low where K's scales are in groups */
-    const int8_t *v, *v_low;  /* HR_LAYOUT_VNNI_V; likewise */
+    const uint8_t *k; /* HR_LAYOUT_VNNI_K */
+    const int8_t *v;  /* HR_LAYOUT_VNNI_V */
 } hr_integer_vnni_tile;
 
 /*

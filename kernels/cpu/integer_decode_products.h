@@ -8,7 +8,8 @@
  *     S               a sum for each key, added across 4 keys at a time
  *     T               CODES keys side by side (interleave_rows) times as many weights
  *
- * One or two rows take both straight from memory, more through the first-level cache.
+ * One or two rows take both straight from memory, more through the first-level cache. Where scales
+ * are in groups of channels, both are made a group (a slice of the rows) after the other.
  */
 #ifndef HEADROOM_INTEGER_DECODE_PRODUCTS_H
 #define HEADROOM_INTEGER_DECODE_PRODUCTS_H
@@ -37,8 +38,9 @@ typedef enum code_kind {
 typedef struct code_source {
     code_rows rows;
     code_kind kind;
-    int offset;  /* what makes codes unsigned, or 0 */
-    ivec levels; /* of nibbles, with the offset */
+    int offset;     /* what makes codes unsigned, or 0 */
+    int32_t slices; /* groups of channels, or 1 */
+    ivec levels;    /* of nibbles, with the offset */
     uint8_t zero[DECODE_TILE];
 } code_source;
 
@@ -48,13 +50,15 @@ typedef struct decode_task {
     tile_walk walk;
     tile_rows words; /* where expanded codes lie */
     int32_t rows;
-    int32_t q_vectors;   /* operands of a row of K */
-    int32_t o_vectors;   /* vectors of a row of T and O */
+    int32_t slice;       /* the one at work */
+    int32_t q_vectors;   /* operands of a slice of a row of K */
+    int32_t o_vectors;   /* vectors of a slice of a row of T and O */
     int32_t from, end;   /* keys of the tile that are visited, in multiples of 32 */
     int32_t step_cost;   /* of 4 keys of K or of V, for prefetch_share */
-    product_code *q;     /* [rows][q_vectors] in the order of operands */
+    product_code *q;     /* [slices][rows][q_vectors] in the order of operands */
     product_code *block; /* operands of KEY_STEP keys of K or VALUE_STEP of V */
-    int32_t *sum;        /* T [rows][o_vectors] */
+    int32_t *sum;        /* T [slices][rows][o_vectors], as O */
+    float *beta;         /* [slices][rows] of O, where V's scales are in groups */
 } decode_task;
 
 INLINE int planes_of(code_kind kind)
@@ -109,33 +113,54 @@ INLINE ivec zero_of_key(const code_source *source, code_kind kind, int32_t key)
     return bytes_set(kind == CODES_SHIFTED ? source->zero[key] : 0);
 }
 
+/* Q of the slice at work. */
+INLINE const product_code *slice_of_q(const decode_task *d)
+{
+    return d->q + (int64_t)d->slice * d->rows * d->q_vectors * CODES_OF_VECTOR;
+}
+
+/* Where T and O have the slice at work. */
+INLINE int64_t slice_of_sums(const decode_task *d)
+{
+    return (int64_t)d->slice * d->rows * d->o_vectors * WIDTH;
+}
+
 /* Where four keys from `key` on lie. */
 INLINE void four_rows(const decode_task *d, const code_source *source, code_kind kind, int32_t key,
                       int32_t row_bytes, const uint8_t *row[4])
 {
     const bool words = kind == CODES_WORDS;
-    const uint8_t *codes = words ? (const uint8_t *)d->t.wide : source->rows.codes;
-    const int64_t *slot = words ? d->words.slot : d->walk.tile->slot;
+    const uint8_t *codes = source->rows.codes;
+    if (words) codes = (const uint8_t *)d->t.wide + d->slice * row_bytes;
+    const int64_t stride = words ? (int64_t)source->slices * row_bytes : row_bytes,
+                  *slot = words ? d->words.slot : d->walk.tile->slot;
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
-        row[i] = codes + slot[key + i] * row_bytes;
+        row[i] = codes + slot[key + i] * stride;
 }
 
 /* Prefetches due at four keys of K (or V, with the next tile's K after it). */
 INLINE void prefetch_step(decode_task *d, code_kind kind, const code_source *source, int32_t key,
                           const code_source *then, const tile_rows *then_tile)
 {
+    if (d->slice > 0) return;
     prefetch_share(&d->walk, &d->k.rows, &d->v.rows, d->step_cost);
     if (kind != CODES_WORDS)
         prefetch_near(&source->rows, d->walk.tile, key, &then->rows, then_tile);
 }
 
-/* S of WIDTH keys of a row from their sums, four by four. */
+/* S of WIDTH keys of a row from their sums, four by four; x of step 3 where K is in groups. */
 INLINE void store_scores(decode_task *d, int32_t row, int32_t key, code_kind kind,
                          const ivec sum[WIDTH / 4])
 {
     ivec s = join_sums(sum);
     if (SUM_SHIFT > 0 && kind != CODES_WORDS) s = ivec_shift_right(s, SUM_SHIFT);
+    if (kind == CODES_WORDS) {
+        float *x = (float *)d->t.s[row] + key;
+        const fvec old = d->slice > 0 ? fvec_load(x) : fvec_set(0);
+        fvec_store(x, fvec_fma(fvec_of(s), fvec_load(d->t.tile.k_group[d->slice] + key), old));
+        return;
+    }
     ivec_store(d->t.s[row] + key, ivec_add(s, ivec_set(d->t.row[row].init)));
 }
 
@@ -145,7 +170,7 @@ INLINE void score_few(decode_task *d, int rows, code_kind kind, int32_t row_byte
     const code_source *k = &d->k;
     const int planes = planes_of(kind);
     const int32_t raws = (row_bytes + RAW - 1) / RAW;
-    const product_code *q = d->q;
+    const product_code *q = slice_of_q(d);
     for (int32_t key = d->from; key < d->end; key += WIDTH) {
         ivec joined[2][WIDTH / 4];
 #pragma GCC unroll 2
@@ -215,7 +240,7 @@ INLINE void multiply_block_keys(decode_task *d, int32_t row, int rows, int32_t k
                                 code_kind kind)
 {
     const int64_t stride = (int64_t)d->q_vectors * CODES_OF_VECTOR;
-    const product_code *q = d->q + row * stride, *k = d->block + at * stride;
+    const product_code *q = slice_of_q(d) + row * stride, *k = d->block + at * stride;
     ivec joined[KEY_ROWS][WIDTH / 4];
 #pragma GCC unroll 2
     for (int g = 0; g < WIDTH / 4; g++, k += 4 * stride) {
@@ -326,7 +351,7 @@ INLINE void sum_few(decode_task *d, int rows, int32_t begin, int32_t end, int32_
 {
     const code_source *v = &d->v;
     const int vectors = planes_of(kind) * CODES;
-    int32_t *t = d->sum + first * vectors * WIDTH;
+    int32_t *t = d->sum + slice_of_sums(d) + first * vectors * WIDTH;
     const int64_t stride = (int64_t)d->o_vectors * WIDTH;
     ivec sum[2][2][8];
 #pragma GCC unroll 2
@@ -412,7 +437,7 @@ INLINE void multiply_block_values(decode_task *d, int32_t row, int rows, int32_t
 {
     const int64_t stride = (int64_t)d->o_vectors * WIDTH;
     const product_code *v = d->block + (int64_t)vector * CODES_OF_VECTOR;
-    int32_t *t = d->sum + row * stride + (int64_t)vector * WIDTH;
+    int32_t *t = d->sum + slice_of_sums(d) + row * stride + (int64_t)vector * WIDTH;
     ivec sum[VALUE_ROWS][VALUE_VECTORS];
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)

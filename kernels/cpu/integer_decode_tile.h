@@ -31,6 +31,7 @@ static inline size_t lay_out_decode(decode_task *d, char *base, int32_t head_dim
     size_t used = 0;
     carve(base, &used, sizeof *d);
     d->t.s = carve(base, &used, DECODE_ROWS * sizeof *d->t.s);
+    d->t.weight = carve(base, &used, DECODE_ROWS * sizeof *d->t.weight);
     d->t.p = carve(base, &used, DECODE_ROWS * sizeof *d->t.p);
     d->t.p_low = carve(base, &used, DECODE_ROWS * sizeof *d->t.p_low);
     d->t.p_init = carve(base, &used, DECODE_ROWS * sizeof *d->t.p_init);
@@ -42,6 +43,7 @@ static inline size_t lay_out_decode(decode_task *d, char *base, int32_t head_dim
     d->q = carve(base, &used, DECODE_ROWS * codes * sizeof *d->q);
     d->block = carve(base, &used, VALUE_STEP * codes * sizeof *d->block);
     d->sum = carve(base, &used, DECODE_ROWS * codes * sizeof *d->sum);
+    d->beta = carve(base, &used, DECODE_ROWS * MAX_GROUPS * sizeof *d->beta);
     return used;
 }
 
@@ -69,13 +71,15 @@ static inline void begin_source(code_source *source, const hr_kernel_operand *op
         source->kind = operand->dtype == HR_DTYPE_U4 ? CODES_SHIFTED : CODES_NIBBLES;
     }
     if (grouped) source->kind = CODES_WORDS;
-    assert(!grouped || CODES == 2);
+    source->slices = grouped ? head_dim / operand->block : 1;
+    assert(!grouped || (CODES == 2 && 2 * operand->block % RAW == 0));
 }
 
-/* Bytes of a row as products read it. */
+/* Bytes of a slice of a row as products read it. */
 INLINE int32_t read_bytes(const code_source *source, int32_t head_dim)
 {
-    return source->kind == CODES_WORDS ? 2 * head_dim : (int32_t)source->rows.row_bytes;
+    return source->kind == CODES_WORDS ? 2 * head_dim / source->slices
+                                       : (int32_t)source->rows.row_bytes;
 }
 
 INLINE int32_t operands_of(const code_source *source, int32_t head_dim)
@@ -173,7 +177,9 @@ static inline void score_keys(decode_task *d, int32_t count)
         break;
     case CODES_WORDS:
         expand_source(d, &d->k, count);
-        score_rows(d, CODES_WORDS, row_bytes);
+        for (d->slice = 0; d->slice < d->k.slices; d->slice++)
+            score_rows(d, CODES_WORDS, row_bytes);
+        d->slice = 0;
     }
 }
 
@@ -193,7 +199,13 @@ static inline void sum_values(decode_task *d, int32_t count)
         break;
     case CODES_WORDS:
         expand_source(d, &d->v, count);
-        sum_rows(d, CODES_WORDS, row_bytes);
+        for (d->slice = 0; d->slice < d->v.slices; d->slice++) {
+            for (int32_t row = 0; row < d->rows; row++)
+                d->beta[d->slice * d->rows + row] =
+                    share_weights(&d->t, row, d->slice, d->from / CHUNK, d->end / CHUNK);
+            sum_rows(d, CODES_WORDS, row_bytes);
+        }
+        d->slice = 0;
     }
 }
 
@@ -202,16 +214,18 @@ static inline void add_outputs(decode_task *d)
 {
     const int shift = SUM_SHIFT > 0 && d->v.kind != CODES_WORDS ? SUM_SHIFT : 0;
     const int64_t stride = (int64_t)d->o_vectors * WIDTH;
-    for (int32_t row = 0; row < d->rows; row++) {
-        const fvec alpha = fvec_set(d->t.alpha_o[row]), beta = fvec_set(d->t.beta_o[row]);
+    for (int32_t i = 0; i < d->v.slices * d->rows; i++) {
+        const int32_t row = i % d->rows;
+        const fvec alpha = fvec_set(d->t.alpha_o[row]);
+        const fvec beta = fvec_set(d->t.v_groups ? d->beta[i] : d->t.beta_o[row]);
         const ivec init = ivec_set(d->t.p_init[row]);
-        const int32_t *sum = d->sum + row * stride;
-        float *o = d->t.o + row * stride;
-        for (int64_t i = 0; i < stride; i += WIDTH) {
-            ivec total = ivec_load(sum + i);
+        const int32_t *sum = d->sum + i * stride;
+        float *o = d->t.o + i * stride;
+        for (int64_t at = 0; at < stride; at += WIDTH) {
+            ivec total = ivec_load(sum + at);
             if (SUM_SHIFT > 0) total = ivec_shift_right(total, shift);
             const fvec t = fvec_of(ivec_add(total, init));
-            fvec_store(o + i, fvec_fma(t, beta, fvec_mul(fvec_load(o + i), alpha)));
+            fvec_store(o + at, fvec_fma(t, beta, fvec_mul(fvec_load(o + at), alpha)));
         }
     }
 }
@@ -225,7 +239,7 @@ static inline void decode_tile(decode_task *d, const hr_kernel_range *range, dou
     const int32_t begin = range->begin - t->first, end = range->end - t->first;
     d->from = begin > 0 ? begin / CHUNK * CHUNK : 0;
     d->end = end < count ? (end + CHUNK - 1) / CHUNK * CHUNK : (count + CHUNK - 1) / CHUNK * CHUNK;
-    const int32_t products = 4 * d->q_vectors * MULTIPLY_COST * d->rows;
+    const int32_t products = 4 * d->k.slices * d->q_vectors * MULTIPLY_COST * d->rows;
     const int32_t lines = 2 * (d->k.rows.lines + d->v.rows.lines) * LINE_COST;
     d->step_cost = products > lines ? products : lines;
     walk_to(&d->walk, t->args, t->first, count,
@@ -253,17 +267,19 @@ static inline void begin_decode_rows(decode_task *d)
 {
     const hr_kernel_args *args = d->t.args;
     const int32_t queries = args->q_end - args->q_begin;
-    memset(d->t.o, 0, (size_t)(d->rows * d->o_vectors) * sizeof(ivec));
+    memset(d->t.o, 0, (size_t)(d->v.slices * d->rows * d->o_vectors) * sizeof(ivec));
     for (int32_t index = 0; index < d->rows; index++) {
         const hr_kernel_args *head = args + index / queries;
         const int32_t query = args->q_begin + index % queries;
         const int8_t *codes = (const int8_t *)head->q.codes + (int64_t)query * head->head_dim;
-        product_code *q = d->q + (int64_t)index * d->q_vectors * CODES_OF_VECTOR;
+        const int32_t count = d->q_vectors * CODES_OF_VECTOR, width = head->head_dim / d->k.slices;
         row_state row = {.args = head, .query = query, .m = -INFINITY, .e = HR_INTEGER_NO_TILE};
-        for (int32_t i = 0; i < d->q_vectors * CODES_OF_VECTOR; i++) {
-            const int32_t c = channel_of(d->k.kind, i / CODES_OF_VECTOR, i % CODES_OF_VECTOR);
-            q[i] = c < head->head_dim ? codes[c] : 0;
-            row.init -= K_OFFSET * q[i];
+        for (int32_t i = 0; i < d->k.slices * count; i++) {
+            const int32_t slice = i / count, at = i % count;
+            const int32_t c = channel_of(d->k.kind, at / CODES_OF_VECTOR, at % CODES_OF_VECTOR);
+            product_code *q = d->q + ((int64_t)slice * d->rows + index) * count + at;
+            *q = c < width ? codes[slice * width + c] : 0;
+            row.init -= K_OFFSET * *q;
         }
         row.factor = hr_integer_row_factor(head, query);
         if (head->lse_bias) row.bias = (double)head->lse_bias[query] * (double)head->softmax_scale;
@@ -279,10 +295,13 @@ static inline void finish_decode_row(const decode_task *d, int32_t index)
     const double bias = args->softcap == 0 ? row->bias : 0;
     const float factor = hr_integer_finish(args, row->query, row->m, hr_integer_sum(row->l), bias);
     float *out = args->o + row->query * args->o_stride;
-    const float *o = d->t.o + (int64_t)index * d->o_vectors * WIDTH;
-    for (int32_t i = 0; i < d->o_vectors * WIDTH; i++) {
-        const int32_t c = output_channel(d->v.kind, i / WIDTH, i % WIDTH);
-        if (c < args->head_dim) out[c] = o[i] * factor;
+    const int32_t count = d->o_vectors * WIDTH, width = args->head_dim / d->v.slices;
+    for (int32_t slice = 0; slice < d->v.slices; slice++) {
+        const float *o = d->t.o + ((int64_t)slice * d->rows + index) * count;
+        for (int32_t i = 0; i < count; i++) {
+            const int32_t c = output_channel(d->v.kind, i / WIDTH, i % WIDTH);
+            if (c < width) out[slice * width + c] = o[i] * factor;
+        }
     }
     scale_by_power(out, args->head_dim, row->e);
 }
@@ -296,8 +315,10 @@ static inline void integer_decode_run(const hr_kernel_args *args)
     lay_out_decode(d, args->scratch, args->head_dim);
     t->args = args;
     t->head_dim = args->head_dim;
-    t->v_fraction = hr_integer_fraction(&args->v);
+    t->k_groups = hr_integer_groups(&args->k, args->head_dim);
+    t->v_groups = hr_integer_groups(&args->v, args->head_dim);
     t->precise = false;
+    d->slice = 0;
     begin_source(&d->k, &args->k, args->head_dim, K_OFFSET);
     begin_source(&d->v, &args->v, args->head_dim, V_OFFSET);
     d->rows = args->heads * (args->q_end - args->q_begin);

@@ -84,8 +84,7 @@ RARE void make_exact_logits(const task *t, const block_state *block, int g, int 
 #pragma GCC unroll 6
         for (int r = 0; r < ROWS; r++) {
             const __m512 sum = _mm512_load_ps(y[r] + at);
-            x[r] = t->k_fraction ? _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(sum)), k)
-                                 : _mm512_fmadd_ps(sum, k, magic);
+            x[r] = t->k_groups ? sum : _mm512_fmadd_ps(sum, k, magic);
         }
         if (t->args->softcap != 0)
             cap_logits(t, block, first_row, u, x);
@@ -108,16 +107,28 @@ INLINE __m512i round_logits(const float *y, __m512 n)
     return pack_logits(_mm512_load_ps(y), _mm512_load_ps(y + 16), n);
 }
 
-/* The sums of a group's rows with 64 keys, as the bits of int32. */
+/*
+ * The sums of a group's rows with 64 keys, as the bits of int32; where K's scales are in groups of
+ * channels, x of step 3.
+ */
 INLINE void multiply(const task *t, const passage *w, int g, int subtile, float *x)
 {
-    const int64_t quads = t->head_dim / 4, first = (int64_t)subtile * SUBTILE * t->head_dim;
+    const int64_t quads = t->head_dim / 4;
     const int32_t *q = t->q + (w->first_row + g * ROWS) * quads;
-    const int32_t *init = w->block->init + g * ROWS;
-    if (t->k_fraction)
-        micro_qk_wide(q, t->codes.k + first, t->codes.k_low + first, quads, init, x);
-    else
-        micro_qk(q, t->codes.k + first, quads, init, x);
+    const uint8_t *k = t->codes.k + (int64_t)subtile * SUBTILE * t->head_dim;
+    if (t->k_groups == 0) {
+        micro_qk(q, k, quads, w->block->init + g * ROWS, x);
+        return;
+    }
+    const int64_t width = quads / t->k_groups;
+    for (int32_t i = 0; i < t->k_groups; i++, q += width * ROWS, k += width * SUBTILE * 4) {
+        const int32_t *init = w->block->group_init[i] + g * ROWS;
+        const float *scale = t->groups.k[i] + subtile * SUBTILE;
+        if (i == 0)
+            micro_qk_group_first(q, k, width, init, scale, x);
+        else
+            micro_qk_group_next(q, k, width, init, scale, x);
+    }
 }
 
 /* Logits of a group and the tile in FP32, made from the codes. */

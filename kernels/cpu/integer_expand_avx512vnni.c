@@ -5,12 +5,11 @@
  *     V rows of 4 tokens x 64 channels --(interleave bytes)--> [token quad][channel][4]
  *
  * Rows are I8, or nibbles that stand for one of 16 levels, and may be in pages. The expansion costs
- * about 7 shuffles a 64 nibbles, 2 a 64 bytes, shared by the 96 rows of a task. An operand whose
- * scales are in groups is integer_expand_groups_avx512vnni.c's.
+ * about 7 shuffles a 64 nibbles, 2 a 64 bytes, shared by the 96 rows of a task.
  */
 #include "integer_expand_avx512vnni.h"
 
-#include "integer_expand_groups_avx512vnni.h"
+#include "integer_expand_rows_avx512vnni.h"
 
 /* Tokens [first, first + 64) of K to [head_dim / 4][64][4] bytes, code + 128. */
 INLINE void expand_k(const code_rows *rows, int32_t first, uint8_t *tile, bool nibbles)
@@ -69,10 +68,6 @@ static void expand_keys(const hr_kernel_args *args, int32_t token, int32_t end, 
     uint8_t order[WIDE], *out = tile + (int64_t)(token - first) * args->head_dim;
     key_order(order);
     const code_rows k = rows_of(args, &args->k, order);
-    if (args->k.granularity == HR_GRANULARITY_GROUP) {
-        hr_integer_expand_k_groups(&k, token, end, out, out + k_bytes(args->head_dim));
-        return;
-    }
     for (; token < end; token += SUBTILE, out += SUBTILE * args->head_dim)
         if (k.nibbles)
             expand_k(&k, token, out, true);
@@ -87,12 +82,6 @@ static void expand_values(const hr_kernel_args *args, int32_t token, int32_t end
     const int32_t channels = hr_integer_vnni_channels(args->head_dim);
     uint8_t order[WIDE];
     int8_t *out = tile + (int64_t)(token - first) * channels;
-    if (args->v.granularity == HR_GRANULARITY_GROUP) {
-        key_order(order);
-        const code_rows v = rows_of(args, &args->v, order);
-        hr_integer_expand_v_groups(&v, token, end, out, out + v_bytes(args->head_dim));
-        return;
-    }
     value_order(order);
     const code_rows v = rows_of(args, &args->v, order);
     for (; token < end; token += SUBTILE, out += SUBTILE * channels)
@@ -102,27 +91,23 @@ static void expand_values(const hr_kernel_args *args, int32_t token, int32_t end
             expand_v(&v, token, out, false);
 }
 
-/* The tiles lie as they are filled: K, the low bytes of its 16-bit codes, V, and its low bytes. */
 hr_integer_vnni_tile hr_integer_expand_avx512vnni(const hr_kernel_args *args,
                                                   const hr_kernel_range *range, int32_t first,
                                                   void *expanded)
 {
     uint8_t *k_tile = expanded;
-    int8_t *v_tile = (int8_t *)expanded + 2 * k_bytes(args->head_dim);
+    int8_t *v_tile = (int8_t *)expanded + k_bytes(args->head_dim);
     int32_t end = first + HR_INTEGER_TILE < range->end ? first + HR_INTEGER_TILE : range->end;
     int32_t token = first;
     while (token + SUBTILE <= range->begin)
         token += SUBTILE;
     expand_keys(args, token, end, first, k_tile);
     expand_values(args, token, end, first, v_tile);
-    return (hr_integer_vnni_tile){.k = k_tile,
-                                  .k_low = k_tile + k_bytes(args->head_dim),
-                                  .v = v_tile,
-                                  .v_low = v_tile + v_bytes(args->head_dim)};
+    return (hr_integer_vnni_tile){.k = k_tile, .v = v_tile};
 }
 
 size_t hr_integer_expand_avx512vnni_scratch(int32_t head_dim)
 {
-    return hr_integer_attention_avx512vnni_scratch(head_dim) +
-           2 * (k_bytes(head_dim) + v_bytes(head_dim));
+    return hr_integer_attention_avx512vnni_scratch(head_dim) + k_bytes(head_dim) +
+           v_bytes(head_dim);
 }

@@ -5,8 +5,8 @@
 #include "integer_body.h"
 #include "integer_nibbles.h"
 
-/* The index of the scale, and of the zero point, of channel 0 of a token. */
-static int64_t scale_index(const hr_kernel_operand *operand, int32_t groups, int64_t token)
+/* The index of the zero point of channel 0 of a token. */
+static int64_t zero_index(const hr_kernel_operand *operand, int32_t groups, int64_t token)
 {
     switch (operand->granularity) {
     case HR_GRANULARITY_TOKEN:
@@ -25,7 +25,6 @@ void hr_integer_expand_nibbles(const hr_kernel_operand *operand, int32_t head_di
 {
     const bool grouped = operand->granularity == HR_GRANULARITY_GROUP;
     const int32_t width = grouped ? operand->block : head_dim, groups = head_dim / width;
-    const int fraction = hr_integer_fraction(operand);
     int8_t levels[16];
     int16_t pairs[256][2]; /* what the two nibbles of a byte stand for */
     hr_nibble_levels(operand->dtype, 0, levels);
@@ -36,16 +35,12 @@ void hr_integer_expand_nibbles(const hr_kernel_operand *operand, int32_t head_di
     for (int64_t token = first; token < first + count; token++) {
         const int64_t slot = hr_kernel_slot(operand, token);
         const uint8_t *codes = (const uint8_t *)operand->codes + slot * head_dim / 2;
-        const int64_t index = scale_index(operand, groups, token);
-        const float token_scale = hr_integer_token_scale(operand, head_dim, token);
+        const int64_t index = zero_index(operand, groups, token);
         int16_t *row = rows + (token - first) * head_dim;
         for (int32_t b = 0; b < head_dim / 2; b++)
             memcpy(row + 2 * b, pairs[codes[b]], sizeof pairs[0]);
         for (int32_t g = 0; g < groups && operand->dtype == HR_DTYPE_U4; g++)
             for (int32_t c = g * width; c < (g + 1) * width; c++)
                 row[c] = (int16_t)(row[c] - operand->zero_point[index + g]);
-        for (int32_t g = 0; g < groups && grouped; g++)
-            hr_integer_scale_group(row + g * width, width, operand->scale[index + g], token_scale,
-                                   fraction);
     }
 }

@@ -22,6 +22,8 @@ typedef struct code_rows {
     bool nibbles;
     __m512i levels; /* of nibbles: the 16 levels, in each 128-bit lane */
     __m512i order;  /* byte i of a vector is the code in byte order[i], nibble i % 2 if nibbles */
+    int32_t groups; /* of channels that have zero points; 0: a token has one */
+    __m512i group[HR_INTEGER_MAX_HEAD_DIM / WIDE]; /* of byte i of each vector of a row */
 } code_rows;
 
 /* The channels as they lie: K's order. */
@@ -59,13 +61,17 @@ static inline code_rows rows_of(const hr_kernel_args *args, const hr_kernel_oper
         .levels = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)levels)),
         .order = _mm512_loadu_si512(bytes),
     };
+    if (operand->dtype == HR_DTYPE_U4) rows.groups = hr_integer_groups(operand, args->head_dim);
+    for (int32_t part = 0; part * WIDE < args->head_dim && rows.groups > 0; part++) {
+        for (int i = 0; i < WIDE; i++)
+            bytes[i] = (uint8_t)((part * WIDE + order[i]) / operand->block);
+        rows.group[part] = _mm512_loadu_si512(bytes);
+    }
     return rows;
 }
 
 static inline int zero_point_of(const hr_kernel_operand *operand, int32_t token)
 {
-    /* Groups' zero points are integer_expand_groups_avx512vnni.c's. */
-    if (operand->dtype != HR_DTYPE_U4 || operand->granularity == HR_GRANULARITY_GROUP) return 0;
     if (operand->granularity == HR_GRANULARITY_TOKEN)
         return operand->zero_point[hr_kernel_slot(operand, token)];
     if (operand->granularity == HR_GRANULARITY_BLOCK)
@@ -92,6 +98,16 @@ INLINE __m512i expand_nibbles(const code_rows *rows, const uint8_t *codes, int32
     return _mm512_shuffle_epi8(rows->levels, nibbles);
 }
 
+/* Zero points of the codes of a vector. */
+INLINE __m512i zero_points(const code_rows *rows, int32_t token, int32_t channel)
+{
+    const hr_kernel_operand *operand = rows->operand;
+    if (rows->groups == 0) return _mm512_set1_epi8((char)zero_point_of(operand, token));
+    const uint8_t *zero = operand->zero_point + hr_kernel_slot(operand, token) * rows->groups;
+    const __m128i all = _mm_maskz_loadu_epi8((__mmask16)((1 << rows->groups) - 1), zero);
+    return _mm512_permutexvar_epi8(rows->group[channel / WIDE], _mm512_castsi128_si512(all));
+}
+
 /* INT8 codes of channels [channel, channel + 64) of a token, in the order of rows->order. */
 INLINE __m512i load_codes(const code_rows *rows, int32_t token, int32_t channel, bool nibbles)
 {
@@ -105,8 +121,7 @@ INLINE __m512i load_codes(const code_rows *rows, int32_t token, int32_t channel,
     }
     __m512i values = expand_nibbles(rows, codes + element / 2, channels);
     if (rows->operand->dtype == HR_DTYPE_U4)
-        values =
-            _mm512_sub_epi8(values, _mm512_set1_epi8((char)zero_point_of(rows->operand, token)));
+        values = _mm512_sub_epi8(values, zero_points(rows, token, channel));
     return values;
 }
 

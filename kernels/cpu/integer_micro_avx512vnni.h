@@ -89,26 +89,38 @@ static inline void micro_qk(const int32_t *q, const uint8_t *k, int64_t quads, c
         : "cc", "memory", ALL_VECTOR_REGISTERS);
 }
 
+/* x of a row = sums * k, or that on top of x: k is in the registers 24 to 27. */
+#define QK_SCALE(offset, a, column)                                                                \
+    "vcvtdq2ps " Z(a) ", " Z(a) "\n\tvmulps " Z(column) ", " Z(a) ", " Z(a) "\n\t"                  \
+    STORE(a, offset, "%[x]")
+#define QK_ADD(offset, a, column)                                                                  \
+    "vcvtdq2ps " Z(a) ", " Z(a) "\n\tvfmadd213ps " #offset "(%[x]), " Z(column) ", " Z(a) "\n\t"   \
+    STORE(a, offset, "%[x]")
+#define QK_JOIN_ROW(JOIN, a0, a1, a2, a3)                                                          \
+    JOIN(0, a0, 24) JOIN(64, a1, 25) JOIN(128, a2, 26) JOIN(192, a3, 27) "add $256, %[x]\n\t"
+
 /*
- * The same with k of 16 bits, k its high 8 and k_low its low 8: x = (init + q . k) * 2^8 + q . k_low.
+ * The products of one group of channels in FP32: x[r][column] = fma((float)S, k_scale[column],
+ * x[r][column]), or S * k_scale (_first), with S as micro_qk makes it from q, k and init.
  */
-static inline void micro_qk_wide(const int32_t *q, const uint8_t *k, const uint8_t *k_low,
-                                 int64_t quads, const int32_t *init, float *x)
-{
-    const int32_t *q_again = q;
-    const int64_t left = quads;
-    __asm__ volatile(
-        QK_MULTIPLY
-        SHIFT_ALL(8)
-        "mov %[k_low], %[k]\n\t"
-        "mov %[q_again], %[q]\n\t"
-        "mov %[left], %[quads]\n\t"
-        QK_SUM("2")
-        QK_STORE_ALL
-        : [k] "+r"(k), [q] "+r"(q), [quads] "+r"(quads)
-        : [init] "r"(init), [x] "r"(x), [k_low] "m"(k_low), [q_again] "m"(q_again), [left] "m"(left)
-        : "cc", "memory", ALL_VECTOR_REGISTERS);
-}
+#define DEFINE_MICRO_QK_GROUP(name, JOIN)                                                          \
+    static inline void name(const int32_t *q, const uint8_t *k, int64_t quads,                     \
+                            const int32_t *init, const float *k_scale, float *x)                   \
+    {                                                                                              \
+        __asm__ volatile(                                                                          \
+            QK_MULTIPLY                                                                            \
+            LOAD(24, 0, "%[scale]") LOAD(25, 64, "%[scale]")                                       \
+            LOAD(26, 128, "%[scale]") LOAD(27, 192, "%[scale]")                                    \
+            QK_JOIN_ROW(JOIN, 0, 1, 2, 3) QK_JOIN_ROW(JOIN, 4, 5, 6, 7)                            \
+            QK_JOIN_ROW(JOIN, 8, 9, 10, 11) QK_JOIN_ROW(JOIN, 12, 13, 14, 15)                      \
+            QK_JOIN_ROW(JOIN, 16, 17, 18, 19) QK_JOIN_ROW(JOIN, 20, 21, 22, 23)                    \
+            : [k] "+r"(k), [q] "+r"(q), [quads] "+r"(quads), [x] "+r"(x)                           \
+            : [init] "r"(init), [scale] "r"(k_scale)                                               \
+            : "cc", "memory", ALL_VECTOR_REGISTERS);                                               \
+    }
+
+DEFINE_MICRO_QK_GROUP(micro_qk_group_first, QK_SCALE)
+DEFINE_MICRO_QK_GROUP(micro_qk_group_next, QK_ADD)
 
 #define QK_COLUMNS(k_offset, magic_offset, u_offset)                                               \
     LOAD(24, k_offset, "%[columns]") LOAD(25, magic_offset, "%[columns]")                          \
@@ -342,23 +354,21 @@ DEFINE_MICRO_PV(micro_pv_first_2, 2, PV_START)
 DEFINE_MICRO_PV(micro_pv_first_3, 3, PV_START)
 DEFINE_MICRO_PV(micro_pv_first_4, 4, PV_START)
 
-/*
- * The same in two passes, T = T of p and v * 2^shift + T of p_low and v_low: P of 15 bits (its high 8
- * and low 7) or V of 16 (8 and 8).
- */
-#define DEFINE_MICRO_PV_TWICE(name, n, ROW, shift)                                                 \
+/* The same in two passes, T = T of p * 2^7 + T of p_low: P of 15 bits, its high 8 and its low 7. */
+#define DEFINE_MICRO_PV_TWICE(name, n, ROW)                                                 \
     static inline void name(const uint8_t *p, const uint8_t *p_low, const int8_t *v,               \
-                            const int8_t *v_low, int64_t stride, int64_t tiles, float *o,          \
-                            int64_t o_stride, const float *scalars)                                \
+                            int64_t stride, int64_t tiles, float *o, int64_t o_stride,             \
+                            const float *scalars)                                                  \
     {                                                                                              \
+        const int8_t *v_again = v;                                                                 \
         int64_t quads, left = tiles;                                                               \
         __asm__ volatile(                                                                          \
             PV_CLEAR(0, 1, 2, 3) PV_CLEAR(4, 5, 6, 7) PV_CLEAR(8, 9, 10, 11)                       \
             PV_CLEAR(12, 13, 14, 15) PV_CLEAR(16, 17, 18, 19) PV_CLEAR(20, 21, 22, 23)             \
             PV_SUM(n, "1", "2")                                                                    \
-            SHIFT_ALL(shift)                                                                       \
+            SHIFT_ALL(7)                                                                           \
             "mov %[p_low], %[p]\n\t"                                                               \
-            "mov %[v_low], %[v]\n\t"                                                               \
+            "mov %[v_again], %[v]\n\t"                                                             \
             "mov %[left], %[tiles]\n\t"                                                            \
             PV_SUM(n, "3", "4")                                                                    \
             ROW(n, 0, 64, 0, 1, 2, 3) ROW(n, 4, 68, 4, 5, 6, 7)                                    \
@@ -366,22 +376,18 @@ DEFINE_MICRO_PV(micro_pv_first_4, 4, PV_START)
             ROW(n, 16, 80, 16, 17, 18, 19) ROW(n, 20, 84, 20, 21, 22, 23)                          \
             : [p] "+r"(p), [v] "+r"(v), [tiles] "+r"(tiles), [quads] "=&r"(quads), [o] "+r"(o)     \
             : [stride] "r"(stride), [o_stride] "r"(o_stride), [scalars] "r"(scalars),              \
-              [p_low] "m"(p_low), [v_low] "m"(v_low), [left] "m"(left)                             \
+              [p_low] "m"(p_low), [v_again] "m"(v_again), [left] "m"(left)                         \
             : "cc", "memory", ALL_VECTOR_REGISTERS);                                               \
     }
 
-DEFINE_MICRO_PV_TWICE(micro_pv_precise_1, 1, PV_JOIN, 7)
-DEFINE_MICRO_PV_TWICE(micro_pv_precise_2, 2, PV_JOIN, 7)
-DEFINE_MICRO_PV_TWICE(micro_pv_precise_3, 3, PV_JOIN, 7)
-DEFINE_MICRO_PV_TWICE(micro_pv_precise_4, 4, PV_JOIN, 7)
-DEFINE_MICRO_PV_TWICE(micro_pv_precise_first_1, 1, PV_START, 7)
-DEFINE_MICRO_PV_TWICE(micro_pv_precise_first_2, 2, PV_START, 7)
-DEFINE_MICRO_PV_TWICE(micro_pv_precise_first_3, 3, PV_START, 7)
-DEFINE_MICRO_PV_TWICE(micro_pv_precise_first_4, 4, PV_START, 7)
-DEFINE_MICRO_PV_TWICE(micro_pv_wide_1, 1, PV_JOIN, 8)
-DEFINE_MICRO_PV_TWICE(micro_pv_wide_2, 2, PV_JOIN, 8)
-DEFINE_MICRO_PV_TWICE(micro_pv_wide_3, 3, PV_JOIN, 8)
-DEFINE_MICRO_PV_TWICE(micro_pv_wide_4, 4, PV_JOIN, 8)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_1, 1, PV_JOIN)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_2, 2, PV_JOIN)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_3, 3, PV_JOIN)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_4, 4, PV_JOIN)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_first_1, 1, PV_START)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_first_2, 2, PV_START)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_first_3, 3, PV_START)
+DEFINE_MICRO_PV_TWICE(micro_pv_precise_first_4, 4, PV_START)
 
 /* clang-format on */
 
@@ -403,25 +409,13 @@ static inline void micro_pv_precise(int vectors, bool first, const uint8_t *p, c
                                     const int8_t *v, int64_t stride, int64_t tiles, float *o,
                                     int64_t o_stride, const float *scalars)
 {
-    static void (*const micro[2][4])(const uint8_t *, const uint8_t *, const int8_t *,
-                                     const int8_t *, int64_t, int64_t, float *, int64_t,
-                                     const float *) = {
+    static void (*const micro[2][4])(const uint8_t *, const uint8_t *, const int8_t *, int64_t,
+                                     int64_t, float *, int64_t, const float *) = {
         {micro_pv_precise_1, micro_pv_precise_2, micro_pv_precise_3, micro_pv_precise_4},
         {micro_pv_precise_first_1, micro_pv_precise_first_2, micro_pv_precise_first_3,
          micro_pv_precise_first_4},
     };
-    micro[first][vectors - 1](p, p_low, v, v, stride, tiles, o, o_stride, scalars);
-}
-
-/* V of 16 bits; never the first, because T is then in units of 2^-f. */
-static inline void micro_pv_wide(int vectors, const uint8_t *p, const int8_t *v,
-                                 const int8_t *v_low, int64_t stride, int64_t tiles, float *o,
-                                 int64_t o_stride, const float *scalars)
-{
-    static void (*const micro[4])(const uint8_t *, const uint8_t *, const int8_t *, const int8_t *,
-                                  int64_t, int64_t, float *, int64_t, const float *) = {
-        micro_pv_wide_1, micro_pv_wide_2, micro_pv_wide_3, micro_pv_wide_4};
-    micro[vectors - 1](p, p, v, v_low, stride, tiles, o, o_stride, scalars);
+    micro[first][vectors - 1](p, p_low, v, stride, tiles, o, o_stride, scalars);
 }
 
 #undef Z

@@ -96,6 +96,22 @@ INLINE double row_bias(const hr_kernel_args *args, int32_t row)
     return args->lse_bias ? (double)args->lse_bias[row] * (double)args->softmax_scale : 0;
 }
 
+/* What the sums of a block's rows start at for each group of K's channels. */
+static void begin_groups(task *t, int32_t b)
+{
+    const int32_t width = t->head_dim / t->k_groups;
+    for (int row = 0; row < BLOCK; row++) {
+        const int8_t *q = (const int8_t *)t->args->q.codes +
+                          (int64_t)task_row(t->args, b * BLOCK + row) * t->head_dim;
+        for (int32_t g = 0; g < t->k_groups; g++, q += width) {
+            int32_t sum = 0;
+            for (int32_t c = 0; c < width; c++)
+                sum += q[c];
+            t->block[b].group_init[g][row] = -128 * sum;
+        }
+    }
+}
+
 static void begin_rows(task *t)
 {
     for (int32_t b = 0; b < t->blocks; b++) {
@@ -103,8 +119,9 @@ static void begin_rows(task *t)
         for (int row = 0; row < BLOCK; row++) /* where gcc's memset is slow to start */
             _mm512_store_ps(block->l[row], _mm512_setzero_ps());
         const __m512i sums = _mm512_mullo_epi32(load_codes(t, b), _mm512_set1_epi32(-128));
-        const int32_t magic = t->k_fraction ? 0 : (int32_t)hr_integer_bits(HR_INTEGER_MAGIC);
+        const int32_t magic = (int32_t)hr_integer_bits(HR_INTEGER_MAGIC);
         _mm512_store_si512(block->init, _mm512_add_epi32(_mm512_set1_epi32(magic), sums));
+        if (t->k_groups) begin_groups(t, b);
         _mm512_store_ps(block->m, _mm512_set1_ps(-INFINITY));
         _mm512_store_ps(block->e, _mm512_set1_ps(HR_INTEGER_NO_TILE));
         load_factors(t->args, b * BLOCK, block->factor);

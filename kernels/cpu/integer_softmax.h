@@ -16,9 +16,10 @@
  *    where [] rounds to the nearest integer. The tile is even when H <= 8 min r_j: A_j >= 512 is
  *    then good to 2^-10. It is wide when it is not even and H <= 128 min r_j.
  *    round22 rounds to 22 significant bits, so that 1.5 * 2^23 * k_j is exact (see 3).
- *    Scales in groups of channels: k_scale_j and v_scale_j are the largest of the token's groups,
- *    and the codes become fixed-point numbers with f fraction bits, an int16 (hr_integer_fraction):
- *    code' = round(code * scale_group / scale_j * 2^f). k_j is then also multiplied by 2^-f.
+ *    Scales in groups of channels: k_scale_j and v_scale_j are the largest of the token's groups g,
+ *        k_jg = k_scale_jg * 2^-F
+ *        c_jg = max((v_scale_jg * 2^-E) * r_j, 2^-64)     C_g = max c_jg over the tile's keys
+ *        G_jg = [c_jg * (32767 / C_g)]                    in 0 .. 32767
  * 2. Row i. c_i = q_scale_i * softmax_scale * log2(e) in double, left to right;
  *        a = (float)min(c_i * 2^F * 1024, 2^100) once a tile.
  * 3. Logits. S_ij = sum of q_code * k_code, exact in int32.
@@ -33,11 +34,17 @@
  *    takes their place. M = 24576 - N or 24576 - n is what the tile is relative to.
  *    (float)S_ij * k_j = fma(1.5 * 2^23 + S_ij, k_j, -(1.5 * 2^23 * k_j)) bit for bit when
  *    |S_ij| < 2^22: a kernel may start its int32 accumulators at the bits of 1.5 * 2^23 and read
- *    them back as floats. Softcap and ALiBi: see integer_body.c, and hr_integer_cap below.
+ *    them back as floats. With K's scales in groups, x takes the place of (float)S_ij * k_j: x = 0,
+ *    then x = fma((float)S_ijg, k_jg, x) for g = 0, 1, ..., where S_ijg is the sum of the channels
+ *    of group g. Softcap and ALiBi: see integer_body.c, and hr_integer_cap below.
  * 4. Weights. e_ij = hr_integer_weight(Y_ij - N), about 32640 * 2^((N - Y_ij) / 1024), an integer;
  *    0 from 16 octaves on, and so for every key that stopped at 65535.
  *        P_ij = (e_ij + 64) >> 7, at most 255, where recipes have P in U8
  *        P_ij = e_ij                           where they have it in I16
+ *        e_ijg = hr_integer_product(e_ij, G_jg)          for group g of V's scales, P in U8 only
+ *        f_ig = hr_integer_share_factor(max of e_ijg over the tile's keys)
+ *        P_ijg = hr_integer_product(e_ijg, f_ig)         at most 255
+ *    so that P of each group is relative to the largest contribution to that group.
  *        s_k = sum of e_ij * A_j, exact in int32, over the keys of lane k (hr_integer_lane)
  *    in an even tile; in a wide one, with the sum of e_ij * B_j, exact too,
  *        s_k = fma((float)sum B, 2^-12, (float)sum A)
@@ -46,15 +53,16 @@
  *        s_k = sum of 2^max((n0 - x_ij) / 1024, -100) over j = k, k + 16, ... ascending, 16 lanes
  *    V's scale is inside P before it is rounded, and taken out of the sum again: softmax weights
  *    are summed unrounded. docs/int8-softmax.md has the measurements behind both choices.
- * 5. T_ic = sum of P_ij * v_code_jc, exact in int32: 255 * 127 * 256 and 255 * 127 * 256 * 256 fit,
- *    and with P in I16 32640 * 127 * 256. P in I16 is 2^7 times P in U8, and so are T and O up
- * to 7.
+ * 5. T_ic = sum of P_ij * v_code_jc, or of P_ijg for the group g of channel c, exact in int32: with
+ *    P in I16 32640 * 127 * 256. P in I16 is 2^7 times P in U8, and so are T and O up to 7.
  * 6. Row state m (-inf), e (-1000), l_k (0) and O_c (0), in the units of its largest tile:
  *        m' = max(m, M)                      e' = max(e, E)
  *        alpha = 2^max((m - m') / 1024, -100)      beta = 2^max((M - m') / 1024, -100)
  *        l_k = fma((float)s_k, beta * (H * 2^-19), l_k * alpha)
  *        l_k = fma(s_k, 255 * 2^((24576 - n0 - m') / 1024), l_k * alpha)   in the third case
- *        O_c = fma((float)T_ic, beta * 2^(E - e' - f), O_c * (alpha * 2^(e - e')))
+ *        O_c = fma((float)T_ic, beta * 2^(E - e'), O_c * (alpha * 2^(e - e')))
+ *    with V's scales in groups ((beta * 2^(E - e')) * (C_g * (32768 / 32767))) * (256 / f_ig) in
+ *    place of beta * 2^(E - e').
  *    P is relative to the tile's own maximum, not to the running one: later tiles keep 8 bits.
  * 7. l = the sum of the lanes as a tree: k + (k + 8), then + 4, + 2, + 1. hr_integer_finish gives
  *    the LSE and g = 1 / l, or 2^-7 / l with P in I16; O = (O_c * g) * 2^e.
@@ -297,18 +305,36 @@ static inline int32_t hr_integer_exponent(float x)
     return exponent - 1;
 }
 
-/* Fraction bits f of the codes a kernel works with: more than 0 when scales are in groups. */
-static inline int hr_integer_fraction(const hr_kernel_operand *operand)
+/* The scales in groups of channels that a token has; 0 where its scale is not in groups. */
+static inline int32_t hr_integer_groups(const hr_kernel_operand *operand, int32_t head_dim)
 {
-    if (operand->granularity != HR_GRANULARITY_GROUP) return 0;
-    switch (operand->dtype) {
-    case HR_DTYPE_I4:
-        return 12; /* 7 * 2^12 */
-    case HR_DTYPE_U4:
-        return 11; /* 15 * 2^11 */
-    default:
-        return 8; /* 127 * 2^8 */
-    }
+    return operand->granularity == HR_GRANULARITY_GROUP ? head_dim / operand->block : 0;
+}
+
+/* The scales of a token's groups. */
+static inline const float *hr_integer_group_scales(const hr_kernel_operand *operand, int32_t groups,
+                                                   int64_t token)
+{
+    return operand->scale + hr_kernel_slot(operand, token) * groups;
+}
+
+#define HR_INTEGER_MIN_SHARE 0x1p-64f
+#define HR_INTEGER_SHARE_UNIT 32767                 /* G of the largest share */
+#define HR_INTEGER_SHARE_STEP (32768.0f / 32767.0f) /* what makes up for it in O */
+
+/* a * b / 2^15 to the nearest integer, as vpmulhrsw. */
+static inline int32_t hr_integer_product(int32_t a, int32_t b)
+{
+    return (a * b + (1 << 14)) >> 15;
+}
+
+/*
+ * f_ig: 256 times what makes 32640 of `largest`, or less. A group whose weights are all below 256
+ * gets less than 8 bits, and f fits int16.
+ */
+static inline int32_t hr_integer_share_factor(int32_t largest)
+{
+    return (int32_t)(256.0f * 32640.0f / (float)(largest > 256 ? largest : 256));
 }
 
 /* The scale that stands for all of `token`: the largest of its groups when it has groups. */

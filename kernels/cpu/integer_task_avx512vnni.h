@@ -7,6 +7,7 @@
 #ifndef HEADROOM_INTEGER_TASK_AVX512VNNI_H
 #define HEADROOM_INTEGER_TASK_AVX512VNNI_H
 
+#include "group_scales_avx512vnni.h"
 #include "integer_body_avx512vnni.h"
 #include "integer_micro_avx512vnni.h"
 #include "integer_reduce_avx512vnni.h"
@@ -34,9 +35,9 @@ typedef struct block_state {
     ALIGNED float l[BLOCK][HR_INTEGER_LANES];
     ALIGNED float m[LANES], e[LANES], a[LANES];
     ALIGNED double factor[LANES];
-    ALIGNED float bias[LANES]; /* natural units; where logits are capped */
-    /* Bits of 1.5 * 2^23 (0 where K is in 16 bits) less 128 times the sum of q. */
-    ALIGNED int32_t init[LANES];
+    ALIGNED float bias[LANES];   /* natural units; where logits are capped */
+    ALIGNED int32_t init[LANES]; /* bits of 1.5 * 2^23 less 128 times the sum of q */
+    ALIGNED int32_t group_init[MAX_GROUPS][LANES]; /* -128 times that of a group of K's channels */
     ALIGNED int32_t lo[LANES], hi[LANES]; /* keys a row sees; none in the lanes that are no rows */
     group_range range[GROUPS];
     __mmask16 rows; /* lanes that are rows of the task */
@@ -57,7 +58,7 @@ typedef struct passage {
 
 /*
  * The columns of a KV head's first 16384 keys as they were last prepared, so that not every task of
- * the head does it again: 16 bytes a key. Tiles further on share the last place.
+ * the head does it again: 20 bytes a key. Tiles further on share the last place.
  */
 enum { KEPT_TILES = 64 };
 
@@ -73,8 +74,12 @@ typedef struct task {
     /* A block's y in the order of micro_qk_logits, and its P. */
     ALIGNED uint16_t y[GROUPS][SUBTILES][ROWS][SUBTILE];
     ALIGNED uint8_t p[GROUPS][SUBTILES][ROWS][SUBTILE];
+    /* Where V's scales are in groups: e, and e_ijg of one group. */
+    ALIGNED uint16_t weight[GROUPS][SUBTILES][ROWS][SUBTILE];
+    ALIGNED uint16_t shared[GROUPS][SUBTILES][ROWS][SUBTILE];
     ALIGNED uint16_t lanes[BLOCK][32]; /* the block's least y by lanes */
     ALIGNED uint16_t unused_lanes[ROWS][32];
+    tile_groups groups;
     ALIGNED uint8_t
         p_low[GROUPS][SUBTILES][ROWS][SUBTILE];   /* of P in I16; p is then its high bits */
     ALIGNED float exact[SUBTILES][ROWS][SUBTILE]; /* a group's y in FP32, where it is needed */
@@ -87,11 +92,11 @@ typedef struct task {
     int32_t first;               /* the tile's first key */
     const tile_columns *columns; /* [SUBTILES] of the tile, in kept */
     tile_exponents tile;
-    bool half;          /* the CPU has AVX512-FP16 */
-    bool precise;       /* P in I16 */
-    bool exact_logits;  /* logits are made in FP32: softcap, ALiBi or K's scales in groups */
-    int32_t k_fraction; /* of K's codes, 0 but for scales in groups; V's is in `tile` */
-    double octave;      /* units of the factors' a: 1024, or 1 where logits are capped */
+    bool half;         /* the CPU has AVX512-FP16 */
+    bool precise;      /* P in I16 */
+    bool exact_logits; /* logits are made in FP32: softcap, ALiBi or K's scales in groups */
+    int32_t k_groups, v_groups; /* of channels with a scale each, 16 or more; 0: none */
+    double octave;              /* units of the factors' a: 1024, or 1 where logits are capped */
     hr_integer_cap cap;
     float slope; /* of ALiBi, in units */
     hr_integer_vnni_tile codes;

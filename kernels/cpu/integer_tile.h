@@ -8,7 +8,8 @@
  *     O            = P . V * beta + O * alpha   16 channels at a time
  *
  * An offset turns signed codes into unsigned ones where products need those; the sums then start at
- * what it adds to them: -K_OFFSET times the sum of a row's q, -V_OFFSET times that of its P.
+ * what it adds to them: -K_OFFSET times the sum of a row's q, -V_OFFSET times that of its P. Scales
+ * in groups of channels, which are multiples of 16, are for products without offsets.
  */
 #ifndef HEADROOM_INTEGER_TILE_H
 #define HEADROOM_INTEGER_TILE_H
@@ -35,17 +36,47 @@ static inline void multiply_keys(task *t, int32_t first_row, int32_t begin, int3
     }
 }
 
+/* The same where K's scales are in groups of channels: x of step 3, as floats. */
+static inline void multiply_key_groups(task *t, int32_t first_row, int32_t begin, int32_t end)
+{
+    const int32_t width = t->head_dim / t->k_groups, steps = width / CODES;
+    for (int32_t key = begin * CHUNK; key < end * CHUNK; key += BLOCK) {
+        const product_code *q = t->q + (int64_t)first_row * t->head_dim;
+        const product_code *k = t->k + (int64_t)key * t->head_dim;
+        fvec x[ROWS][VECS];
+        for (int r = 0; r < ROWS; r++)
+            for (int v = 0; v < VECS; v++)
+                x[r][v] = fvec_set(0);
+        for (int32_t g = 0; g < t->k_groups; g++, q += width, k += width * BLOCK) {
+            ivec sum[ROWS][VECS];
+            for (int r = 0; r < ROWS; r++)
+                for (int v = 0; v < VECS; v++)
+                    sum[r][v] = ivec_set(0);
+            multiply(q, t->head_dim, k, steps, sum, false);
+            for (int r = 0; r < ROWS; r++)
+                for (int v = 0; v < VECS; v++)
+                    x[r][v] = fvec_fma(fvec_of(sum[r][v]),
+                                       fvec_load(t->tile.k_group[g] + key + v * WIDTH), x[r][v]);
+        }
+        for (int r = 0; r < ROWS; r++)
+            for (int v = 0; v < VECS; v++)
+                fvec_store((float *)t->s[r] + key + v * WIDTH, x[r][v]);
+    }
+}
+
 /*
- * O of a group's rows with the keys of chunks [begin, end). Where P in I16 is in two parts, the
+ * O of a group's rows with the keys of chunks [begin, end), channels [channel, last).
+ * Where P in I16 is in two parts, the
  * lower one's products come on top of the upper one's times 128, and what an offset adds is among
  * those.
  */
-INLINE void multiply_values(task *t, int32_t first_row, int32_t begin, int32_t end, bool split)
+INLINE void multiply_values(task *t, int32_t first_row, int32_t begin, int32_t end, int32_t channel,
+                            int32_t last, const float beta[ROWS], bool split)
 {
     const int32_t steps = (end - begin) * CHUNK / CODES, from = begin * CHUNK * PAIR;
-    const product_code *v_tile = t->v + begin * CHUNK * BLOCK;
+    const product_code *v_tile = t->v + begin * CHUNK * BLOCK + channel * HR_INTEGER_TILE;
     float *o = t->o + (int64_t)first_row * t->channels;
-    for (int32_t c = 0; c < t->channels; c += BLOCK, v_tile += HR_INTEGER_TILE * BLOCK) {
+    for (int32_t c = channel; c < last; c += BLOCK, v_tile += HR_INTEGER_TILE * BLOCK) {
         ivec sum[ROWS][VECS];
         for (int r = 0; r < ROWS; r++)
             for (int v = 0; v < VECS; v++)
@@ -65,7 +96,7 @@ INLINE void multiply_values(task *t, int32_t first_row, int32_t begin, int32_t e
             for (int v = 0; v < VECS; v++) {
                 float *x = o + r * t->channels + c + v * WIDTH;
                 const fvec old = fvec_mul(fvec_load(x), fvec_set(t->alpha_o[r]));
-                fvec_store(x, fvec_fma(fvec_of(sum[r][v]), fvec_set(t->beta_o[r]), old));
+                fvec_store(x, fvec_fma(fvec_of(sum[r][v]), fvec_set(beta[r]), old));
             }
     }
 }
@@ -84,6 +115,13 @@ INLINE wvec hide_keys(const task *t, wvec words, int32_t chunk, int vector, cons
                      (int16_t)hi);
 }
 
+/* S * k of WIDTH keys of a row, or what takes its place. */
+INLINE fvec scaled_products(const task *t, int r, int32_t key)
+{
+    if (CODES == 2 && t->k_groups) return fvec_load((const float *)t->s[r] + key);
+    return fvec_mul(fvec_of(ivec_load(t->s[r] + key)), fvec_load(t->tile.k + key));
+}
+
 /* Step 3: Y of a row from S; returns N. */
 static int32_t round_scores(task *t, int r, float a, const key_span *span)
 {
@@ -94,9 +132,7 @@ static int32_t round_scores(task *t, int r, float a, const key_span *span)
             fvec half[2];
             for (int i = 0; i < 2; i++) {
                 const int32_t key = c * CHUNK + i * BLOCK + w * WIDTH;
-                const fvec product =
-                    fvec_mul(fvec_of(ivec_load(t->s[r] + key)), fvec_load(t->tile.k + key));
-                half[i] = fvec_fma(product, factor, fvec_load(t->tile.u + key));
+                half[i] = fvec_fma(scaled_products(t, r, key), factor, fvec_load(t->tile.u + key));
             }
             const wvec words = hide_keys(t, round_logits(half[0], half[1]), c, w, span);
             wvec_store(t->y + c * CHUNK + w * 2 * WIDTH, words);
@@ -137,7 +173,8 @@ static float make_exact(task *t, int r, const row_state *row, float a, const key
     const int64_t diagonal = (int64_t)row->query + args->shift - t->first;
     float least = INFINITY;
     for (int32_t j = span->lo; j < span->hi; j++) {
-        const float product = (float)t->s[r][j] * tile->k[j];
+        const float product =
+            t->k_groups ? ((const float *)t->s[r])[j] : (float)t->s[r][j] * tile->k[j];
         const float u = values ? tile->u[j] : HR_INTEGER_OFFSET;
         float y;
         if (args->softcap == 0) {
@@ -189,7 +226,10 @@ INLINE void weigh_row(task *t, int r, row_state *row, uint16_t n, const key_span
             if (wide) rest[w] = add_weights(rest[w], e[w], wvec_load(t->tile.rest + at));
         }
         product_code *p = row_codes(t->p[0], HR_INTEGER_TILE, r, key);
-        if (t->precise)
+        if (CODES == 2 && t->v_groups)
+            for (int w = 0; w < VECS; w++)
+                wvec_store(t->weight[r] + key + w * 2 * WIDTH, e[w]);
+        else if (t->precise)
             total =
                 store_split_weights(p, row_codes(t->p_low[0], HR_INTEGER_TILE, r, key), e, total);
         else
@@ -238,6 +278,40 @@ static void clear_weights(task *t, int r, const key_span *span)
         memset(row_codes(t->p[0], HR_INTEGER_TILE, r, key), 0, CODES * sizeof(product_code));
         memset(row_codes(t->p_low[0], HR_INTEGER_TILE, r, key), 0, CODES * sizeof(product_code));
     }
+    memset(t->weight[r], 0, sizeof *t->weight);
+}
+
+/* Step 4: P of a row for group g of V's scales; returns beta of the group. */
+INLINE float share_weights(task *t, int r, int32_t g, int32_t begin, int32_t end)
+{
+    wvec most = wvec_set(0);
+    for (int32_t at = begin * CHUNK; at < end * CHUNK; at += 2 * WIDTH) {
+        const wvec e = wvec_product(wvec_load(t->weight[r] + at), wvec_load(t->tile.share[g] + at));
+        wvec_store(t->y + at, e);
+        most = wvec_max(most, e);
+    }
+    const int32_t factor =
+        hr_integer_share_factor(65535 - wvec_least(wvec_sub(wvec_set(65535), most)));
+    for (int32_t key = begin * CHUNK; key < end * CHUNK; key += CHUNK) {
+        wvec e[VECS];
+        for (int w = 0; w < VECS; w++)
+            e[w] = wvec_load(t->y + key + w * 2 * WIDTH);
+        store_shared_weights(row_codes(t->p[0], HR_INTEGER_TILE, r, key), e,
+                             wvec_set((uint16_t)factor));
+    }
+    return t->beta_o[r] * t->tile.largest[g] * (256.0f / (float)factor);
+}
+
+/* Steps 4 to 6 for O where V's scales are in groups. */
+static void multiply_value_groups(task *t, int32_t first_row, int32_t begin, int32_t end)
+{
+    const int32_t width = t->head_dim / t->v_groups;
+    for (int32_t g = 0; g < t->v_groups; g++) {
+        float beta[ROWS];
+        for (int r = 0; r < ROWS; r++)
+            beta[r] = share_weights(t, r, g, begin, end);
+        multiply_values(t, first_row, begin, end, g * width, (g + 1) * width, beta, false);
+    }
 }
 
 /* Steps 2 to 6 but O for one row of a group. */
@@ -260,7 +334,7 @@ static void update_row(task *t, int r, row_state *row, const key_span *span, dou
     const float alpha = hr_integer_exp2((row->m - m) / HR_INTEGER_OCTAVE);
     const float beta = hr_integer_exp2((largest - m) / HR_INTEGER_OCTAVE);
     t->alpha_o[r] = times_power(alpha, row->e - e);
-    t->beta_o[r] = times_power(beta, tile->e - e - t->v_fraction);
+    t->beta_o[r] = times_power(beta, tile->e - e);
     row->m = m;
     row->e = e;
     const float beta_l = beta * (tile->h * 0x1p-19f);
@@ -286,16 +360,21 @@ static inline void update_group(task *t, int32_t first_row, double unit)
         if ((span[r].hi + CHUNK - 1) / CHUNK > end) end = (span[r].hi + CHUNK - 1) / CHUNK;
     }
     if (begin >= end) return;
-    multiply_keys(t, first_row, begin, end);
+    if (CODES == 2 && t->k_groups)
+        multiply_key_groups(t, first_row, begin, end);
+    else
+        multiply_keys(t, first_row, begin, end);
     for (int r = 0; r < ROWS; r++) {
         span[r].begin = begin;
         span[r].end = end;
         update_row(t, r, &t->row[first_row + r], &span[r], unit);
     }
-    if (t->precise && CODES > 2)
-        multiply_values(t, first_row, begin, end, true);
+    if (CODES == 2 && t->v_groups)
+        multiply_value_groups(t, first_row, begin, end);
+    else if (t->precise && CODES > 2)
+        multiply_values(t, first_row, begin, end, 0, t->channels, t->beta_o, true);
     else
-        multiply_values(t, first_row, begin, end, false);
+        multiply_values(t, first_row, begin, end, 0, t->channels, t->beta_o, false);
 }
 
 /* Q, and rows that have seen nothing; those that fill up the last group never see anything. */
@@ -350,9 +429,12 @@ static inline void integer_tile_run(const hr_kernel_args *args, hr_integer_expan
     t->expand_v = expand_v;
     t->head_dim = args->head_dim;
     t->channels = (args->head_dim + BLOCK - 1) / BLOCK * BLOCK;
-    t->v_fraction = hr_integer_fraction(&args->v);
     t->precise = args->p_dtype == HR_DTYPE_I16;
-    assert(!t->precise || t->v_fraction == 0); /* T would leave int32 */
+    t->k_groups = hr_integer_groups(&args->k, args->head_dim);
+    t->v_groups = hr_integer_groups(&args->v, args->head_dim);
+    assert(!t->precise || t->v_groups == 0);
+    assert(t->k_groups == 0 || (CODES == 2 && args->k.block % BLOCK == 0));
+    assert(t->v_groups == 0 || (CODES == 2 && args->v.block % BLOCK == 0));
     lay_out_task(t, args->scratch, args->head_dim);
     for (int32_t i = 0; i < CHUNK; i++)
         t->packed_keys[i] = (int16_t)packed_key(i);

@@ -45,6 +45,43 @@ static int32_t gather_scales(const task *t, const hr_kernel_operand *operand, in
     return hr_integer_exponent(largest_of(scale, count));
 }
 
+/* Words in the order of the keys -> packed order. */
+static void pack_keys(const int16_t in[HR_INTEGER_TILE], int16_t out[HR_INTEGER_TILE])
+{
+    for (int32_t j = 0; j < HR_INTEGER_TILE; j += 4)
+        memcpy(out + j, in + j / CHUNK * CHUNK + packed_key(j % CHUNK), 4 * sizeof *out);
+}
+
+/* The scales of a token's group, group g of `groups`, times 2^exponent; 0 past `count`. */
+static void gather_groups(const task *t, const hr_kernel_operand *operand, int32_t groups,
+                          int32_t g, int32_t count, int32_t exponent, float scale[HR_INTEGER_TILE])
+{
+    for (int32_t j = 0; j < count; j++)
+        scale[j] = hr_integer_group_scales(operand, groups, t->first + j)[g];
+    scale_by_power(scale, count, exponent);
+    memset(scale + count, 0, (size_t)(HR_INTEGER_TILE - count) * sizeof *scale);
+}
+
+/* Step 1 for scales in groups; r is 1 / w. */
+static void prepare_groups(task *t, const float r[HR_INTEGER_TILE], int32_t count)
+{
+    tile_scales *tile = &t->tile;
+    for (int32_t g = 0; g < t->k_groups; g++)
+        gather_groups(t, &t->args->k, t->k_groups, g, count, -tile->f, tile->k_group[g]);
+    for (int32_t g = 0; g < t->v_groups; g++) {
+        float share[HR_INTEGER_TILE];
+        int16_t words[HR_INTEGER_TILE];
+        gather_groups(t, &t->args->v, t->v_groups, g, count, -tile->e, share);
+        for (int32_t j = 0; j < count; j++)
+            share[j] = hr_integer_max(share[j] * r[j], HR_INTEGER_MIN_SHARE);
+        const float largest = largest_of(share, count), unit = HR_INTEGER_SHARE_UNIT / largest;
+        for (int32_t j = 0; j < HR_INTEGER_TILE; j++)
+            words[j] = (int16_t)hr_integer_round(share[j] * unit);
+        pack_keys(words, tile->share[g]);
+        tile->largest[g] = largest * HR_INTEGER_SHARE_STEP;
+    }
+}
+
 /* A_j and B_j of step 1 from r = r_j * (4096 / H), in packed order. */
 static void make_sum_factors(tile_scales *tile, const float r[HR_INTEGER_TILE])
 {
@@ -54,11 +91,8 @@ static void make_sum_factors(tile_scales *tile, const float r[HR_INTEGER_TILE])
         sum[j] = (int16_t)whole;
         rest[j] = (int16_t)hr_integer_round((r[j] - (float)whole) * 4096);
     }
-    for (int32_t j = 0; j < HR_INTEGER_TILE; j += 4) {
-        const int32_t from = j / CHUNK * CHUNK + packed_key(j % CHUNK);
-        memcpy(tile->sum + j, sum + from, 4 * sizeof *sum);
-        memcpy(tile->rest + j, rest + from, 4 * sizeof *rest);
-    }
+    pack_keys(sum, tile->sum);
+    pack_keys(rest, tile->rest);
 }
 
 /* Step 1 for the first `count` keys of the tile; those behind them are seen by no row. */
@@ -74,9 +108,8 @@ static void prepare_tile(task *t, int32_t count)
     scale_by_power(tile->k, count, -tile->f);
     scale_by_power(r, count, -tile->e);
     const float r_min = 1 / largest_of(r, count);
-    const float k_unit = hr_integer_power(-hr_integer_fraction(&args->k));
     for (int32_t j = 0; j < count; j++) {
-        tile->k[j] = hr_integer_round22(tile->k[j]) * k_unit;
+        tile->k[j] = hr_integer_round22(tile->k[j]);
         const float w = hr_integer_max(r[j], HR_INTEGER_MIN_V);
         tile->u[j] = fmaf(hr_integer_log2(w), -HR_INTEGER_OCTAVE, HR_INTEGER_OFFSET);
         r[j] = 1.0f / w;
@@ -85,6 +118,7 @@ static void prepare_tile(task *t, int32_t count)
     tile->even = r_max <= HR_INTEGER_EVEN * r_min;
     tile->wide = !tile->even && r_max <= HR_INTEGER_WIDE * r_min;
     tile->h = r_max;
+    prepare_groups(t, r, count);
     if (!tile->even && !tile->wide) return;
     const float unit = 4096 / r_max;
     for (int32_t j = 0; j < HR_INTEGER_TILE; j++)

@@ -21,7 +21,8 @@ enum {
     CHUNK = 32,     /* keys that are packed together */
     CHUNKS = HR_INTEGER_TILE / CHUNK,
     BLOCK = 16, /* columns of a product */
-    SLACK = 32  /* codes that loads may read past the end of rows */
+    SLACK = 32, /* codes that loads may read past the end of rows */
+    MAX_GROUPS = HR_INTEGER_MAX_HEAD_DIM / BLOCK
 };
 
 _Static_assert((int)BLOCK == WIDTH * (int)VECS && BLOCK == (int)HR_INTEGER_LANES,
@@ -63,11 +64,15 @@ typedef struct tile_scales {
     bool even, wide;
     float k[HR_INTEGER_TILE], u[HR_INTEGER_TILE];
     int16_t sum[HR_INTEGER_TILE], rest[HR_INTEGER_TILE]; /* A_j, B_j in packed order */
+    float k_group[MAX_GROUPS][HR_INTEGER_TILE];          /* k_jg */
+    int16_t share[MAX_GROUPS][HR_INTEGER_TILE];          /* G_jg in packed order */
+    float largest[MAX_GROUPS];                           /* C_g times 32768 / 32767 */
 } tile_scales;
 
 typedef struct task {
     tile_scales tile;
-    int32_t (*s)[HR_INTEGER_TILE];          /* S of a group's rows */
+    int32_t (*s)[HR_INTEGER_TILE];          /* S of a group's rows; K in groups: the bits of x */
+    int16_t (*weight)[HR_INTEGER_TILE];     /* their e, where V is in groups, in packed order */
     product_code (*p)[HR_INTEGER_TILE];     /* their P, in packed order; in I16 its upper 8 bits */
     product_code (*p_low)[HR_INTEGER_TILE]; /* and its lower 7, where codes are bytes */
     int32_t *p_init;                        /* what their products with V start at */
@@ -79,14 +84,14 @@ typedef struct task {
     const hr_kernel_args *args;
     hr_integer_expand expand_k, expand_v;
     int32_t head_dim, channels; /* channels: head_dim rounded up to 16 */
-    int v_fraction;
-    bool precise;         /* P in I16 */
-    int32_t first;        /* the tile's first key */
-    float *o;             /* [96][channels] */
-    product_code *q;      /* [96][head_dim] */
-    product_code *k, *v;  /* the tile */
-    int16_t *wide;        /* [256][head_dim] codes as they are expanded */
-    product_code *narrow; /* and as products take them */
+    int32_t k_groups, v_groups; /* of channels with a scale each, as 16 or more; 0: none */
+    bool precise;               /* P in I16 */
+    int32_t first;              /* the tile's first key */
+    float *o;                   /* [96][channels] */
+    product_code *q;            /* [96][head_dim] */
+    product_code *k, *v;        /* the tile */
+    int16_t *wide;              /* [256][head_dim] codes as they are expanded */
+    product_code *narrow;       /* and as products take them */
 } task;
 
 /* The next `bytes` of the scratch at `base`, or NULL where it is only measured. */
@@ -105,6 +110,7 @@ static inline size_t lay_out_task(task *t, char *base, int32_t head_dim)
     size_t used = 0;
     carve(base, &used, sizeof *t);
     t->s = carve(base, &used, ROWS * sizeof *t->s);
+    t->weight = carve(base, &used, ROWS * sizeof *t->weight);
     t->p = carve(base, &used, ROWS * sizeof *t->p);
     t->p_low = carve(base, &used, ROWS * sizeof *t->p_low);
     t->p_init = carve(base, &used, ROWS * sizeof *t->p_init);

@@ -128,6 +128,17 @@ INLINE wvec wvec_sub(wvec a, wvec b)
     return _mm256_subs_epu16(a, b);
 }
 
+INLINE wvec wvec_max(wvec a, wvec b)
+{
+    return _mm256_max_epu16(a, b);
+}
+
+/* hr_integer_product. */
+INLINE wvec wvec_product(wvec a, wvec b)
+{
+    return _mm256_mulhrs_epi16(a, b);
+}
+
 INLINE uint16_t wvec_least(wvec x)
 {
     const __m128i half = _mm_min_epu16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
@@ -197,17 +208,22 @@ INLINE void weights_of(wvec e[VECS])
     e[1] = from_half(_mm256_subs_epu16(e[1], _mm256_unpackhi_epi8(bend, zero)));
 }
 
-/* P of 32 keys; returns total, as V has no offset. */
-INLINE ivec store_weights(product_code *p, const wvec e[VECS], ivec total)
+/* P of 32 keys, hr_integer_product of e and factor. */
+INLINE void store_shared_weights(product_code *p, const wvec e[VECS], wvec factor)
 {
-    const __m256i round = _mm256_set1_epi16(256);
-    const __m256i low = _mm256_mulhrs_epi16(e[0], round), high = _mm256_mulhrs_epi16(e[1], round);
+    const __m256i low = _mm256_mulhrs_epi16(e[0], factor), high = _mm256_mulhrs_epi16(e[1], factor);
     if (CODES == 4) {
         wvec_store(p, _mm256_permute4x64_epi64(_mm256_packus_epi16(low, high), 0xd8));
     } else {
         wvec_store(p, low);
         wvec_store(p + 16, high);
     }
+}
+
+/* P of 32 keys; returns total, as V has no offset. */
+INLINE ivec store_weights(product_code *p, const wvec e[VECS], ivec total)
+{
+    store_shared_weights(p, e, _mm256_set1_epi16(256));
     return total;
 }
 

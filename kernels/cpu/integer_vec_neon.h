@@ -100,6 +100,17 @@ INLINE wvec wvec_sub(wvec a, wvec b)
     return vqsubq_u16(a, b);
 }
 
+INLINE wvec wvec_max(wvec a, wvec b)
+{
+    return vmaxq_u16(a, b);
+}
+
+/* hr_integer_product. */
+INLINE wvec wvec_product(wvec a, wvec b)
+{
+    return vreinterpretq_u16_s16(vqrdmulhq_s16(vreinterpretq_s16_u16(a), vreinterpretq_s16_u16(b)));
+}
+
 INLINE uint16_t wvec_least(wvec x)
 {
     return vminvq_u16(x);
@@ -159,6 +170,14 @@ INLINE ivec store_weights(product_code *p, const wvec e[VECS], ivec total)
             vreinterpretq_s32_u32(vdotq_u32(vreinterpretq_u32_s32(total), codes, vdupq_n_u8(1)));
     }
     return total;
+}
+
+/* P of 32 keys, hr_integer_product of e and factor. */
+INLINE void store_shared_weights(product_code *p, const wvec e[VECS], wvec factor)
+{
+    for (int w = 0; w < VECS; w += 2)
+        store_codes(p + w * 8 * PAIR, vcombine_u8(vmovn_u16(wvec_product(e[w], factor)),
+                                                  vmovn_u16(wvec_product(e[w + 1], factor))));
 }
 
 /* The same in 15 bits: the upper 8 to `high`, the lower 7 to `low`. */

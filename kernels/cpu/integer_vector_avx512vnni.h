@@ -56,12 +56,12 @@ typedef struct tile_columns {
     float u[HR_MICRO_COLUMNS];
     int16_t sum[HR_MICRO_COLUMNS];
     int16_t rest[HR_MICRO_COLUMNS];
+    float inverse[HR_MICRO_COLUMNS]; /* r */
 } tile_columns;
 
 /* F and E of a tile, what a row's sum is multiplied with, H * 2^-19, and the kind of sum. */
 typedef struct tile_exponents {
     int32_t f, e;
-    int32_t fraction; /* of V's codes: f of step 6 */
     float sum;
     bool even, wide;
 } tile_exponents;
@@ -260,6 +260,7 @@ static inline tile_exponents scale_columns(const float k_scale[HR_INTEGER_TILE],
                                    : left > 0 ? (__mmask16)((1 << left) - 1)
                                               : 0;
             const __m512 inverse = r[first / 16 + i];
+            _mm512_store_ps(c->inverse + 16 * i, inverse);
             const __m512 k =
                 round22(_mm512_scalef_ps(_mm512_load_ps(k_scale + first + 16 * i), minus_f));
             largest = _mm512_mask_max_ps(largest, keys, largest, inverse);
@@ -347,7 +348,6 @@ typedef struct row_scalars {
 INLINE void join_tile(const tile_exponents *tile, __m512 tile_m, row_scalars rows)
 {
     const __m512 tile_e = _mm512_set1_ps((float)tile->e);
-    const __m512 output_e = _mm512_set1_ps((float)(tile->e - tile->fraction));
     const __m512 m = _mm512_load_ps(rows.m), e = _mm512_load_ps(rows.e);
     const __m512 octave = _mm512_set1_ps(1.0f / HR_INTEGER_OCTAVE);
     const __mmask16 seen = _mm512_cmp_ps_mask(tile_m, _mm512_set1_ps(-INFINITY), _CMP_GT_OQ);
@@ -361,8 +361,7 @@ INLINE void join_tile(const tile_exponents *tile, __m512 tile_m, row_scalars row
     _mm512_store_ps(rows.beta, _mm512_mul_ps(beta, _mm512_set1_ps(tile->sum)));
     _mm512_store_ps(rows.alpha_o, _mm512_scalef_ps(alpha, _mm512_sub_ps(e, new_e)));
     /* A row that has seen no key yet has e = -1000; 0 for this tile's zeros, not inf. */
-    _mm512_store_ps(rows.beta_o,
-                    _mm512_maskz_scalef_ps(seen, beta, _mm512_sub_ps(output_e, new_e)));
+    _mm512_store_ps(rows.beta_o, _mm512_maskz_scalef_ps(seen, beta, _mm512_sub_ps(tile_e, new_e)));
     _mm512_store_ps(rows.m, new_m);
     _mm512_store_ps(rows.e, new_e);
 }
