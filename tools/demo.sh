@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The whole data path on one recording: calibrate, pack, run --check, audit.
+# The whole data path on one recording: calibrate, pack, run --check, audit, and a run of what it chose.
 #
 #     tools/demo.sh HEADROOM RECORDING FOLDER
 #
-# Shows each command before it runs; the audit says where the report is.
+# Shows each command before it runs, and at the end where the report is.
 set -euo pipefail
 
 if [ $# -ne 3 ]; then
@@ -32,3 +32,6 @@ step "$headroom" run "$recording" --profile "$folder/profile.safetensors" --chec
     -o "$folder/output.safetensors"
 step "$headroom" audit "$recording" --observer absmax,percentile:99.99,mse \
     --recipe 'all fp8:qk.transform=hadamard int4:kv.granularity=group16' -o "$folder"
+step "$headroom" run "$recording" --choice "$folder/choice.json" --check=0.05 \
+    -o "$folder/output.safetensors"
+printf '\nreport: %s\n' "$folder/report.html"
