@@ -44,6 +44,7 @@ typedef struct code_rows {
     int32_t parts;
     bool whole;     /* all parts are full */
     bool paired;    /* rows are half a part and read two at a time */
+    int32_t groups; /* of channels, with a scale each; 0: none */
     __mmask64 last; /* bytes of the last part */
     __m512i levels; /* what nibbles stand for; see integer_decode_load_avx512vnni.h */
 } code_rows;
@@ -141,6 +142,8 @@ DECODE_INLINE void prefetch_scales(const code_rows *rows, int64_t at)
 {
     const hr_kernel_operand *operand = rows->operand;
     const int64_t slot = (at << rows->doubled) / (int64_t)rows->row_bytes;
+    for (int32_t i = 0; i < rows->groups; i++) /* a line for 16 / groups keys */
+        _mm_prefetch((const char *)(operand->scale + slot * rows->groups + i * 16), _MM_HINT_T1);
     if (operand->granularity != HR_GRANULARITY_TOKEN) return;
     _mm_prefetch((const char *)(operand->scale + slot), _MM_HINT_T1);
     if (operand->zero_point) _mm_prefetch((const char *)(operand->zero_point + slot), _MM_HINT_T1);

@@ -62,6 +62,18 @@ static double row_bias(const hr_kernel_args *args, int32_t query)
     return args->lse_bias ? (double)args->lse_bias[query] * (double)args->softmax_scale : 0;
 }
 
+/* What a row's logits are made with, but its codes. */
+static void begin_row(decode_state *s, int32_t row)
+{
+    int32_t query;
+    const hr_kernel_args *args = args_of(s, row, &query);
+    s->factor[row] = hr_integer_row_factor(args, query);
+    s->bias[row] = (float)row_bias(args, query);
+    s->slope[row] = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E) * HR_INTEGER_OCTAVE;
+    s->diagonal[row] = (int64_t)query + args->shift;
+    s->shaped |= args->softcap != 0 || s->slope[row] != 0;
+}
+
 /* Where Q's row has a channel; nibbles' even channels lie before the odd ones of their part. */
 static int32_t place_in_row(const code_rows *k, bool nibbles, int32_t channel)
 {
@@ -102,11 +114,7 @@ static void begin_rows(decode_state *s, const code_rows *k, int32_t first, int32
                 out[place[c] + PART / 2] = codes[c];
         s->init[row] = (int32_t)hr_integer_bits(HR_INTEGER_MAGIC) - 128 * sum;
         ((int32_t *)&s->start[row / SET_ROWS])[lane * 4] = s->init[row];
-        s->factor[row] = hr_integer_row_factor(args, query);
-        s->bias[row] = (float)row_bias(args, query);
-        s->slope[row] = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E) * HR_INTEGER_OCTAVE;
-        s->diagonal[row] = (int64_t)query + args->shift;
-        s->shaped |= args->softcap != 0 || s->slope[row] != 0;
+        begin_row(s, row);
     }
 }
 
@@ -130,12 +138,10 @@ static int32_t place_in_output(const code_rows *v, bool nibbles, int32_t channel
     return vector * 16 + lane * 4 + byte % 4;
 }
 
-static void finish_rows(const decode_state *s, const code_rows *v, bool nibbles)
+/* Step 7 for all rows; place: where O's row has each channel. */
+static void finish_rows(const decode_state *s, const uint16_t *place)
 {
     const int32_t head_dim = s->args->head_dim;
-    uint16_t place[HR_INTEGER_MAX_HEAD_DIM];
-    for (int32_t c = 0; c < head_dim; c++)
-        place[c] = (uint16_t)place_in_output(v, nibbles, c);
     for (int32_t row = 0; row < s->rows; row++) {
         int32_t query;
         const hr_kernel_args *args = args_of(s, row, &query);
@@ -196,9 +202,8 @@ INLINE void decode_tile(decode_state *s, const code_rows *k, const code_rows *v,
     }
 }
 
-/* All tiles of a range. */
-INLINE void decode_range(decode_state *s, const hr_kernel_range *range, const code_rows *k,
-                         const code_rows *v, code_kind kind, int32_t k_bytes, int32_t v_bytes)
+/* The keys of a range that rows see, and its first tile. */
+static void enter_range(decode_state *s, const hr_kernel_range *range)
 {
     for (int32_t row = 0; row < s->rows; row++) {
         int32_t query;
@@ -206,15 +211,46 @@ INLINE void decode_range(decode_state *s, const hr_kernel_range *range, const co
         hr_kernel_row_range(args, range, query, &s->lo[row], &s->hi[row]);
     }
     s->first = range->begin / DECODE_TILE * DECODE_TILE;
+}
+
+/* The range's part of the tile at s->first. */
+static void enter_tile(decode_state *s, const hr_kernel_range *range)
+{
+    const int32_t left = s->args->seqlen_kv - s->first, end = range->end - s->first;
+    s->count = left < DECODE_TILE ? left : DECODE_TILE;
+    s->from = range->begin > s->first ? (range->begin - s->first) / 64 * 64 : 0;
+    s->to = end < DECODE_TILE ? (end + 63) / 64 * 64 : DECODE_TILE;
+    s->end = s->count < s->to ? s->count : s->to;
+}
+
+/* All tiles of a range. */
+INLINE void decode_range(decode_state *s, const hr_kernel_range *range, const code_rows *k,
+                         const code_rows *v, code_kind kind, int32_t k_bytes, int32_t v_bytes)
+{
+    enter_range(s, range);
     for (; s->first < range->end; s->first += DECODE_TILE) {
-        const int32_t left = s->args->seqlen_kv - s->first, end = range->end - s->first;
-        s->count = left < DECODE_TILE ? left : DECODE_TILE;
-        s->from = range->begin > s->first ? (range->begin - s->first) / 64 * 64 : 0;
-        s->to = end < DECODE_TILE ? (end + 63) / 64 * 64 : DECODE_TILE;
-        s->end = s->count < s->to ? s->count : s->to;
+        enter_tile(s, range);
         walk_to(&s->walk, s->args, k, v, s->first, s->count, tile_cost(s, k->parts + v->parts));
         decode_tile(s, k, v, kind, k_bytes, v_bytes);
     }
+}
+
+/* Rows that have seen nothing. */
+static void clear_rows(decode_state *s)
+{
+    const int32_t padded = (s->rows + 15) / 16 * 16;
+    memset(s->o, 0, (size_t)(padded * s->vectors) * sizeof(__m512i));
+    for (int32_t row = 0; row < padded; row++) {
+        memset(s->set[row / SET_ROWS].l, 0, sizeof s->set->l);
+        s->m[row] = s->largest[row] = -INFINITY;
+        s->e[row] = HR_INTEGER_NO_TILE;
+        s->a[row] = 0;
+        s->lo[row] = s->hi[row] = 0;
+    }
+    s->shaped = false;
+    s->cap = hr_integer_cap_of(s->args->softcap);
+    s->walk.found = -1;
+    s->exponents.f = INT32_MIN; /* no tile's F */
 }
 
 /* The body of the decode kernels; `kind` is a constant, and so are the bytes unless 0. */
@@ -240,29 +276,22 @@ INLINE void decode_rows(const hr_kernel_args *args, code_kind kind, int32_t k_by
     const int32_t rows = s->rows, padded = (rows + 15) / 16 * 16;
     s->o = (float *)(s + 1);
     s->q = (int8_t *)(s->o + DECODE_ROWS * row_room(args->head_dim));
-    memset(s->o, 0, (size_t)(padded * s->vectors) * sizeof(__m512i));
     memset(s->q, 0, (size_t)padded * row_room(args->head_dim));
     memset(s->start, 0, sizeof s->start);
-    for (int32_t row = 0; row < padded; row++) {
-        memset(s->set[row / SET_ROWS].l, 0, sizeof s->set->l);
-        s->m[row] = s->largest[row] = -INFINITY;
-        s->e[row] = HR_INTEGER_NO_TILE;
-        s->a[row] = 0;
-        s->lo[row] = s->hi[row] = 0;
-    }
-    s->shaped = false;
-    s->cap = hr_integer_cap_of(args->softcap);
+    s->grouped = false;
+    clear_rows(s);
     for (int32_t row = 0; row < rows; row += GROUP_ROWS)
         begin_rows(s, &k, row, rows - row < GROUP_ROWS ? rows : row + GROUP_ROWS, k_nibbles);
 
-    s->walk.found = -1;
-    s->exponents.f = INT32_MIN; /* no tile's F */
     for (int32_t i = 0; i < args->range_count; i++) {
         hr_kernel_range range;
         if (hr_kernel_visit(args, i, &range))
             decode_range(s, &range, &k, &v, kind, k_bytes, v_bytes);
     }
-    finish_rows(s, &v, v_nibbles);
+    uint16_t place[HR_INTEGER_MAX_HEAD_DIM];
+    for (int32_t c = 0; c < args->head_dim; c++)
+        place[c] = (uint16_t)place_in_output(&v, v_nibbles, c);
+    finish_rows(s, place);
 }
 
 /* Rows of a half, one and two cache lines are compiled on their own. */

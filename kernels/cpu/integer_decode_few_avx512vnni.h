@@ -141,6 +141,12 @@ INLINE void few_weights(decode_state *s, const code_rows *k, const code_rows *v,
             add_weights(&sum[i / 2], e[i], _mm512_load_si512(columns->sum + at));
             if (wide) add_weights(&rest[i / 2], e[i], _mm512_load_si512(columns->rest + at));
         }
+        if (s->grouped) {
+#pragma GCC unroll 4
+            for (int i = 0; i < 2 * rows; i++)
+                _mm512_store_si512(few_y(s, i / 2) + j + (uint32_t)i % 2 * 32, e[i]);
+            continue;
+        }
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++)
             _mm512_store_si512(few_p(s, r) + j, pack_weights(e[2 * r], e[2 * r + 1], &c));

@@ -158,6 +158,12 @@ INLINE void make_weights(decode_state *s, const code_rows *k, const code_rows *v
 #pragma GCC unroll 2
             for (int i = 0; i < sets; i++) {
                 const uint32_t at = key * SET_ROWS + (uint32_t)quad * 64;
+                if (s->grouped) {
+                    uint16_t *y = set[i].y + key * SET_ROWS + quad * 32;
+                    _mm512_store_si512(y, e[2 * i]);
+                    _mm512_store_si512(y + 128, e[2 * i + 1]);
+                    continue;
+                }
                 if (!s->precise) {
                     _mm512_store_si512(set[i].p[0] + at, pack_weights(e[2 * i], e[2 * i + 1], &c));
                     continue;

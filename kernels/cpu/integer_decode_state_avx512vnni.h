@@ -76,6 +76,7 @@ typedef struct decode_state {
     bool precise;      /* P in I16 */
     bool few;          /* decode_few does it */
     bool shaped;       /* logits are capped, or have ALiBi */
+    bool grouped;      /* weights stay where y was: P is made later, for groups of channels */
     int8_t *q;         /* [rows] Q as its product with K takes it */
     float *o;          /* [rows][vectors], in the order that value_vectors gives channels */
     row_set set[DECODE_ROWS / SET_ROWS];
@@ -97,6 +98,16 @@ INLINE __m512i sum_dwords(const __m512i v[4])
     return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
 }
 
+/* a of step 2, unless the tile's F is that of the last, f. */
+static void scale_factors(decode_state *s, int32_t f)
+{
+    if (f == s->exponents.f) return;
+    const double octave = s->args->softcap == 0 ? HR_INTEGER_OCTAVE : 1;
+    const double unit = ldexp(octave, s->exponents.f);
+    for (int32_t row = 0; row < s->rows; row++)
+        s->a[row] = hr_integer_tile_factor(s->factor[row], unit);
+}
+
 /* Step 1, and a of step 2. */
 static void prepare_tile(decode_state *s, const code_rows *k, const code_rows *v)
 {
@@ -107,11 +118,7 @@ static void prepare_tile(decode_state *s, const code_rows *k, const code_rows *v
     prefetch_share(&s->walk.ahead, k, v, PREPARE_COST / 2);
     const float v_max = gather_scales(v_rows, head_dim, s->first, s->count, s->v_scale);
     s->exponents = scale_columns(s->k_scale, k_max, s->v_scale, v_max, s->count, s->columns);
-    if (f == s->exponents.f) return;
-    const double octave = s->args->softcap == 0 ? HR_INTEGER_OCTAVE : 1;
-    const double unit = ldexp(octave, s->exponents.f);
-    for (int32_t row = 0; row < s->rows; row++)
-        s->a[row] = hr_integer_tile_factor(s->factor[row], unit);
+    scale_factors(s, f);
 }
 
 /* True when each row sees the whole tile. */
