@@ -17,6 +17,13 @@
 
 #include "integer_decode_softmax_avx512vnni.h"
 
+/* Unrolls a loop of constant length, whose sums then stay in registers: clang ignores GCC's. */
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /* Sets that are worked on together from `set` on. */
 INLINE int sets_from(const decode_state *s, int32_t set)
 {
@@ -66,35 +73,37 @@ INLINE void score_sets(decode_state *s, const code_rows *k, const code_rows *v, 
 #pragma GCC unroll 1
     for (int from = 0; from < KEY_STEP; from += keys) {
         __m512i sum[2][KEY_STEP];
-#pragma GCC unroll 2
-        for (int i = 0; i < sets; i++)
-#pragma GCC unroll 16
+        UNROLL
+        for (int i = 0; i < sets; i++) {
+            UNROLL
             for (int j = 0; j < keys; j++)
                 sum[i][j] = s->start[first + i];
+        }
         for (int32_t part = 0; part < k->parts * planes; part++) {
             prefetch_share(&s->walk.ahead, k, v, chunks * SUMS_COST);
             for (int chunk = 0; chunk < chunks; chunk++) {
                 const uint8_t *codes = s->k_block + part * PART + chunk * 16;
                 __m512i query[2];
-#pragma GCC unroll 2
+                UNROLL
                 for (int i = 0; i < sets; i++)
                     query[i] = _mm512_load_si512(q + i * vectors + part * chunks + chunk);
-#pragma GCC unroll 16
+                UNROLL
                 for (int j = 0; j < keys; j++) {
                     const __m512i sixteen = _mm512_broadcast_i32x4(
                         _mm_load_si128((const __m128i *)(codes + key_offset(k, from + j))));
-#pragma GCC unroll 2
+                    UNROLL
                     for (int i = 0; i < sets; i++)
                         add_products(&sum[i][j], sixteen, query[i]);
                 }
             }
         }
-#pragma GCC unroll 2
-        for (int i = 0; i < sets; i++)
-#pragma GCC unroll 4
+        UNROLL
+        for (int i = 0; i < sets; i++) {
+            UNROLL
             for (int32_t j = 0; j < keys; j += 4)
                 _mm512_store_si512(s->set[first + i].x + (key + from + j) * SET_ROWS,
                                    sum_dwords(sum[i] + j));
+        }
     }
 }
 
@@ -166,11 +175,12 @@ INLINE void sum_piece(decode_state *s, const code_rows *k, const code_rows *v,
     const int planes = kind == CODES_BYTES ? 1 : 2, sums = count * planes;
     const int halves = v->paired ? 2 : 1;
     __m512i sum[GROUP_ROWS][4];
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
+    UNROLL
+    for (int r = 0; r < rows; r++) {
+        UNROLL
         for (int i = 0; i < sums; i++)
             sum[r][i] = _mm512_setzero_si512();
+    }
     for (int32_t at = s->from; at < s->end; at += KEY_STEP * halves) {
         prefetch_share(&s->walk.ahead, k, v, KEY_STEP / 4 * SUMS_COST);
         const near_rows near = near_values(v, s->walk.tile, at, part);
@@ -186,19 +196,19 @@ INLINE void sum_piece(decode_state *s, const code_rows *k, const code_rows *v,
             __m512i codes[8];
             if (first == 0) prefetch_values(v, &near, 4 * quad);
             value_vectors(v, at_key, at_other, part, first, count, kind, zero, codes);
-#pragma GCC unroll 8
+            UNROLL
             for (int r = 0; r < rows; r++) {
                 const __m512i w = spread_weights(s, v, weights, r, at / 8 + quad);
-#pragma GCC unroll 4
+                UNROLL
                 for (int i = 0; i < sums; i++)
                     add_products(&sum[r][i], w, codes[i]);
             }
         }
     }
     const int32_t vector = (part * 4 + first) * planes;
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
+    UNROLL
+    for (int r = 0; r < rows; r++) {
+        UNROLL
         for (int i = 0; i < sums; i += halves) {
             if (precise && r >= SET_ROWS) break;
             __m512i total = v->paired ? add_halves(sum[r][i], sum[r][i + 1]) : sum[r][i];
@@ -209,6 +219,7 @@ INLINE void sum_piece(decode_state *s, const code_rows *k, const code_rows *v,
             }
             add_output(s, row + r, (vector + i) / halves, total);
         }
+    }
 }
 
 /* Steps 5 and 6 for the rows of two sets of weights at p, or of one; sets is a constant. */
