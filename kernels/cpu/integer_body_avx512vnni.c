@@ -293,13 +293,15 @@ INLINE void weigh(task *t, int g, int r, int first, int count, const __m512i top
     __m512i e[8];
     /* e[(row * count + subtile) * 2 + half of the subtile] */
 #pragma GCC unroll 8
-    for (int i = 0; i < 4 * count; i++) {
+    for (int i = 0; i < 8; i++) {
+        if (i >= 4 * count) continue;
         const int row = i / (2 * count), s = first + i / 2 % count;
         e[i] = _mm512_subs_epu16(top[row], _mm512_load_si512(t->y[g][s][r + row] + i % 2 * 32));
     }
     weights_of(e, 4 * count, c, kind.half);
 #pragma GCC unroll 8
-    for (int i = 0; i < 4 * count; i++) {
+    for (int i = 0; i < 8; i++) {
+        if (i >= 4 * count) continue;
         const int row = i / (2 * count);
         const tile_columns *columns = &t->columns[first + i / 2 % count];
         add_weights(&sums->sum[row], e[i], _mm512_load_si512(columns->sum + i % 2 * 32));
@@ -307,7 +309,8 @@ INLINE void weigh(task *t, int g, int r, int first, int count, const __m512i top
             add_weights(&sums->rest[row], e[i], _mm512_load_si512(columns->rest + i % 2 * 32));
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < 2 * count; i++) {
+    for (int i = 0; i < 4; i++) {
+        if (i >= 2 * count) continue;
         const int s = first + i % count, row = r + i / count;
         if (kind.grouped) {
             _mm512_store_si512(t->weight[g][s][row], e[2 * i]);

@@ -100,22 +100,25 @@ INLINE __m512i from_half(__m512i x, bool half)
 /*
  * e[i]: from TOP + N - y, stopped at 0, to hr_integer_weight of y - N; n vectors side by side. The
  * shift of the index is a multiplication, because shifts share one port with the subtractions.
+ *
+ * Loops of constant 8 turns, some of them empty: clang 14 leaves one of four a loop, with its
+ * vectors in memory.
  */
 INLINE void weights_of(__m512i e[], int n, const weight_constants *c, bool half)
 {
     __m512i bend[8];
 #pragma GCC unroll 8
-    for (int i = 0; i < n; i++)
-        bend[i] = _mm512_mulhi_epu16(e[i], c->index);
+    for (int i = 0; i < 8; i++)
+        if (i < n) bend[i] = _mm512_mulhi_epu16(e[i], c->index);
 #pragma GCC unroll 8
-    for (int i = 0; i < n; i++)
-        /* In assembly: clang makes a blend and two more of the intrinsic. */
-        __asm__("vpermb %2, %1, %0%{%3%}%{z%}"
-                : "=v"(bend[i])
-                : "v"(bend[i]), "v"(c->bend), "Yk"(c->low));
+    for (int i = 0; i < 8; i++)
+        if (i < n) /* In assembly: clang makes a blend and two more of the intrinsic. */
+            __asm__("vpermb %2, %1, %0%{%3%}%{z%}"
+                    : "=v"(bend[i])
+                    : "v"(bend[i]), "v"(c->bend), "Yk"(c->low));
 #pragma GCC unroll 8
-    for (int i = 0; i < n; i++)
-        e[i] = from_half(_mm512_subs_epu16(e[i], bend[i]), half);
+    for (int i = 0; i < 8; i++)
+        if (i < n) e[i] = from_half(_mm512_subs_epu16(e[i], bend[i]), half);
 }
 
 /* s += e * A or e * B, sums of the lanes of hr_integer_lane. In assembly: gcc 12 copies the sum. */
