@@ -105,10 +105,23 @@ static inline plan_setup *setup_make(const char *recipe, int32_t heads, int32_t 
     return s;
 }
 
-/*
- * A recipe text for a kernel's dtypes, with scales that need no profile: TOKEN where the kernel
- * takes it, else the first it takes.
- */
+enum { SETUP_GROUP = 32 }; /* channels a group of scales has in recipe_for */
+
+/* The granularity of recipe_for: TOKEN where the kernel takes it, else the first it takes. */
+static inline hr_granularity granularity_for(uint32_t accepted)
+{
+    if (accepted >> HR_GRANULARITY_TOKEN & 1) return HR_GRANULARITY_TOKEN;
+    return (hr_granularity)__builtin_ctz(accepted);
+}
+
+/* head_dim, or the next that has whole groups where the kernel takes scales in groups only. */
+static inline int32_t head_dim_for(const hr_kernel_info *row, int32_t head_dim)
+{
+    const bool groups = granularity_for(row->k_granularities) == HR_GRANULARITY_GROUP;
+    return groups ? (head_dim + SETUP_GROUP - 1) / SETUP_GROUP * SETUP_GROUP : head_dim;
+}
+
+/* A recipe for a kernel's dtypes, with scales that need no profile. */
 static inline void recipe_for(const hr_kernel_info *row, hr_recipe *recipe)
 {
     const hr_dtype dtypes[3] = {row->q_dtype, row->k_dtype, row->v_dtype};
@@ -116,11 +129,12 @@ static inline void recipe_for(const hr_kernel_info *row, hr_recipe *recipe)
     hr_operand_recipe *operands[3] = {&recipe->q, &recipe->k, &recipe->v};
     memset(recipe, 0, sizeof *recipe);
     for (int i = 0; i < 3; i++) {
-        bool token = masks[i] >> HR_GRANULARITY_TOKEN & 1;
-        int granularity = token ? HR_GRANULARITY_TOKEN : __builtin_ctz(masks[i]);
-        *operands[i] = (hr_operand_recipe){.dtype = dtypes[i],
-                                           .granularity = (hr_granularity)granularity,
-                                           .dynamic = granularity != HR_GRANULARITY_NONE};
+        const hr_granularity granularity = granularity_for(masks[i]);
+        *operands[i] =
+            (hr_operand_recipe){.dtype = dtypes[i],
+                                .granularity = granularity,
+                                .block = granularity == HR_GRANULARITY_GROUP ? SETUP_GROUP : 0,
+                                .dynamic = granularity != HR_GRANULARITY_NONE};
     }
     recipe->p.dtype = row->p_dtype;
     cr_assert_eq(hr_recipe_normalize(recipe), HR_OK, "%s", hr_last_error());

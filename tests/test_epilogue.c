@@ -142,7 +142,8 @@ Test(epilogue, every_kernel)
         for (int shape = 0; shape < 2; shape++) {
             /* Few query tiles (deferred), or, where lengths are free, many (at once). */
             int32_t queries = row->max_seqlen_q ? 3 : shape ? 16 * row->tile_q + 5 : 37;
-            plan_setup *s = setup_make("bf16", 4, 2, 16, queries, shape ? 20 : 300);
+            const int32_t head_dim = head_dim_for(row, 16);
+            plan_setup *s = setup_make("bf16", 4, 2, head_dim, queries, shape ? 20 : 300);
             recipe_for(row, &s->recipe);
             hr_plan_options options = {.kernel = row->name};
             float *o = plain_output(s, &options);

@@ -18,7 +18,7 @@ static bool runnable(const hr_kernel_info *row)
 static plan_setup *make_for(const hr_kernel_info *row, int32_t threads, hr_plan **plan)
 {
     const int32_t queries = row->max_seqlen_q ? row->max_seqlen_q : 301;
-    plan_setup *s = setup_make("bf16", 4, 2, 40, queries, 301);
+    plan_setup *s = setup_make("bf16", 4, 2, head_dim_for(row, 40), queries, 301);
     recipe_for(row, &s->recipe);
     s->problem.mask.causal = true;
     *plan = setup_plan(s, &(hr_plan_options){.kernel = row->name, .threads = threads});
@@ -147,7 +147,8 @@ Test(plan, rows_without_keys_are_zero_or_their_sink)
             const float sink[2] = {3, -INFINITY};
             const int32_t queries = row->max_seqlen_q ? row->max_seqlen_q : 300;
             const int32_t keys = row->max_seqlen_q ? 5 : 40;
-            plan_setup *s = setup_make("bf16", 2, 2, 24, queries, keys);
+            const int32_t head_dim = head_dim_for(row, 24);
+            plan_setup *s = setup_make("bf16", 2, 2, head_dim, queries, keys);
             recipe_for(row, &s->recipe);
             s->problem.mask.causal = true;
             s->problem.sinks = sinks ? sink : NULL;
@@ -166,8 +167,8 @@ Test(plan, rows_without_keys_are_zero_or_their_sink)
                                   row->name, (double)got);
                     else
                         cr_expect(isfinite(got));
-                    for (int c = 0; c < 24 && empty; c++)
-                        cr_expect_eq(o[(t * 2 + head) * 24 + c], 0);
+                    for (int c = 0; c < head_dim && empty; c++)
+                        cr_expect_eq(o[(t * 2 + head) * head_dim + c], 0);
                 }
             hr_plan_free(plan);
             setup_free(s);
@@ -240,16 +241,17 @@ Test(plan, long_sequences_do_not_overflow)
     for (int i = 0; i < hr_kernel_count(); i++) {
         const hr_kernel_info *row = hr_kernel_at(i);
         if (!runnable(row)) continue;
-        plan_setup *s = setup_make("bf16", 1, 1, 8, 2, KEYS);
+        const int32_t head_dim = head_dim_for(row, 8);
+        plan_setup *s = setup_make("bf16", 1, 1, head_dim, 2, KEYS);
         recipe_for(row, &s->recipe);
-        memset(s->q.data, 0, 2 * 8 * sizeof(float));
-        for (int j = 0; j < KEYS * 8; j++)
+        memset(s->q.data, 0, (size_t)(2 * head_dim) * sizeof(float));
+        for (int j = 0; j < KEYS * head_dim; j++)
             ((float *)s->v.data)[j] = -2;
         hr_plan *plan = setup_plan(s, &(hr_plan_options){.kernel = row->name});
         hr_layer_layouts layouts = hr_plan_layouts(plan);
         setup_pack(s, &layouts);
         setup_run(s, plan);
-        float *values = malloc(KEYS * 8 * sizeof *values);
+        float *values = malloc((size_t)(KEYS * head_dim) * sizeof *values);
         cr_assert_not_null(values);
         cr_assert_eq(hr_unpack(&s->packed.v, values), HR_OK, "%s", hr_last_error());
         /*
@@ -260,9 +262,9 @@ Test(plan, long_sequences_do_not_overflow)
         const float o_tolerance = row->isa == HR_ISA_AVX512FP16 ? 64 * 0x1p-11f : 1e-4f;
         const bool integer = row->p_dtype == HR_DTYPE_U8 || row->p_dtype == HR_DTYPE_I16;
         const double lse_tolerance = integer ? 3.4e-3 : 1e-4;
-        for (int c = 0; c < 16; c++)
-            cr_expect(fabsf(((float *)s->o.data)[c] / values[c % 8] - 1) <= o_tolerance, "%s: %g",
-                      row->name, (double)((float *)s->o.data)[c]);
+        for (int c = 0; c < 2 * head_dim; c++)
+            cr_expect(fabsf(((float *)s->o.data)[c] / values[c % head_dim] - 1) <= o_tolerance,
+                      "%s: %g", row->name, (double)((float *)s->o.data)[c]);
         cr_expect(fabs((double)((float *)s->lse.data)[0] - log(KEYS)) <= lse_tolerance, "%s: %g",
                   row->name, (double)((float *)s->lse.data)[0]);
         free(values);
@@ -280,22 +282,23 @@ Test(plan, huge_logits_pick_one_key)
         const hr_kernel_info *row = hr_kernel_at(i);
         if (!runnable(row)) continue;
         for (size_t w = 0; w < sizeof winners / sizeof winners[0]; w++) {
-            plan_setup *s = setup_make("bf16", 1, 1, 8, 3, KEYS);
+            const int32_t head_dim = head_dim_for(row, 8);
+            plan_setup *s = setup_make("bf16", 1, 1, head_dim, 3, KEYS);
             recipe_for(row, &s->recipe);
             float *q = s->q.data, *k = s->k.data, *v = s->v.data;
-            for (int c = 0; c < 3 * 8; c++)
+            for (int c = 0; c < 3 * head_dim; c++)
                 q[c] = 64;
             for (int j = 0; j < KEYS; j++)
-                for (int c = 0; c < 8; c++) {
-                    k[j * 8 + c] = j == winners[w] ? 64 : -64;
-                    v[j * 8 + c] = j == winners[w] ? 2 : -1;
+                for (int c = 0; c < head_dim; c++) {
+                    k[j * head_dim + c] = j == winners[w] ? 64 : -64;
+                    v[j * head_dim + c] = j == winners[w] ? 2 : -1;
                 }
             hr_plan *plan = setup_plan(s, &(hr_plan_options){.kernel = row->name});
             hr_layer_layouts layouts = hr_plan_layouts(plan);
             setup_pack(s, &layouts);
             setup_run(s, plan);
-            float lse = ((float *)s->lse.data)[0], expected = 64 * 64 * 8 / sqrtf(8);
-            for (int c = 0; c < 3 * 8; c++)
+            float lse = ((float *)s->lse.data)[0], expected = 64 * 64 * sqrtf((float)head_dim);
+            for (int c = 0; c < 3 * head_dim; c++)
                 cr_expect(fabsf(((float *)s->o.data)[c] - 2) <= 1e-5f, "%s, key %d: %g", row->name,
                           winners[w], (double)((float *)s->o.data)[c]);
             cr_expect(fabsf(lse / expected - 1) <= 1e-2f, "%s: lse %g", row->name, (double)lse);
