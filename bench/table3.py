@@ -4,8 +4,8 @@
 Shah et al. 2024, table 3, gives the root mean square error of O with Q, K and V drawn from N(0, 1) +
 N(0, 100) Bernoulli(0.001): 2.4e-2 for FP8 by tensor, the same with scales by block, 9.3e-3 with
 rotation, 9.1e-3 with both; without saying head_dim and length. This computes the same four with all
-arithmetic in FP64 but for the rounding of Q, K, V and P to E4M3, which no kernel can go below, for
-several shapes. Needs PyTorch: build/venv-peers has it after bench/peers/setup.sh.
+arithmetic in FP64 but for the rounding of Q, K, V and P to E4M3, what a kernel without any error of
+its own would have, for several shapes. Needs PyTorch: build/venv-peers has it after bench/peers/setup.sh.
 
     python3 bench/table3.py [--head-dims 64,128,256] [--keys 2048,8192] [--seeds 4] [--queries 512]
 """
