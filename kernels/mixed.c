@@ -37,10 +37,16 @@ struct hr_mixed {
     float *o, *lse; /* of the part with the most heads, before they go to their places */
 };
 
-/* The problem's number of the part's query head `head`. */
+/* The problem's number of the part's head `head`, where a KV head has `group` of them. */
+static int32_t head_of(const part *at, int32_t head, int32_t group)
+{
+    return at->kv_heads[head / group] * group + head % group;
+}
+
+/* The same of a query head. */
 static int32_t query_head(const part *at, int32_t head)
 {
-    return at->kv_heads[head / at->group] * at->group + head % at->group;
+    return head_of(at, head, at->group);
 }
 
 static void part_unpack(part *at)
@@ -279,7 +285,7 @@ static hr_status gather_heads(const part *at, const char *name, const hr_tensor 
     out->stride[0] = head_dim;
     out->stride[1] = tokens * head_dim;
     for (int32_t h = 0; h < shape[1]; h++) {
-        const int32_t head = at->kv_heads[h / group] * group + h % group;
+        const int32_t head = head_of(at, h, group);
         const int64_t bad = hr_tensor_rows_load(all, head, 0, tokens, data + h * out->stride[1]);
         if (bad >= 0)
             return hr_fail(HR_ERROR_NUMERIC,
@@ -295,12 +301,11 @@ static hr_status gather_scale(const part *at, const float *all, int64_t each, in
                               const float **out, float **owned)
 {
     if (!all) return HR_OK;
-    const int64_t heads = (int64_t)at->num_kv_heads * group;
+    const int32_t heads = at->num_kv_heads * group;
     *out = *owned = hr_alloc((size_t)(heads * each), sizeof **owned);
     if (!*owned) return HR_ERROR_OUT_OF_MEMORY;
-    for (int64_t h = 0; h < heads; h++)
-        memcpy(*owned + h * each,
-               all + ((int64_t)at->kv_heads[h / group] * group + h % group) * each,
+    for (int32_t h = 0; h < heads; h++)
+        memcpy(*owned + h * each, all + head_of(at, h, group) * each,
                (size_t)each * sizeof **owned);
     return HR_OK;
 }

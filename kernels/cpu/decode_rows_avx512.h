@@ -242,4 +242,17 @@ static inline void walk_to(tile_walk *walk, const hr_kernel_args *args, const co
     walk->ahead = (prefetcher){.next = place, .share = turns * 4096 / cost + 1};
 }
 
+/* v[i] dword k of a lane <-> v[k] dword i of the lane. */
+DECODE_INLINE void transpose_lanes(__m512i v[4])
+{
+    const __m512i low01 = _mm512_unpacklo_epi32(v[0], v[1]);
+    const __m512i high01 = _mm512_unpackhi_epi32(v[0], v[1]);
+    const __m512i low23 = _mm512_unpacklo_epi32(v[2], v[3]);
+    const __m512i high23 = _mm512_unpackhi_epi32(v[2], v[3]);
+    v[0] = _mm512_unpacklo_epi64(low01, low23);
+    v[1] = _mm512_unpackhi_epi64(low01, low23);
+    v[2] = _mm512_unpacklo_epi64(high01, high23);
+    v[3] = _mm512_unpackhi_epi64(high01, high23);
+}
+
 #endif

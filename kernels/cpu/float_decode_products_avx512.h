@@ -65,19 +65,6 @@ static inline int32_t channel_of(int32_t i)
     return (vector / (2 * HALVES) * HALVES + vector % HALVES) * 32 + i % 16 * 2 + plane;
 }
 
-/* v[i] dword k of a lane <-> v[k] dword i of the lane. */
-DECODE_INLINE void transpose_lanes(__m512i v[4])
-{
-    const __m512i low01 = _mm512_unpacklo_epi32(v[0], v[1]);
-    const __m512i high01 = _mm512_unpackhi_epi32(v[0], v[1]);
-    const __m512i low23 = _mm512_unpacklo_epi32(v[2], v[3]);
-    const __m512i high23 = _mm512_unpackhi_epi32(v[2], v[3]);
-    v[0] = _mm512_unpacklo_epi64(low01, low23);
-    v[1] = _mm512_unpackhi_epi64(low01, low23);
-    v[2] = _mm512_unpacklo_epi64(high01, high23);
-    v[3] = _mm512_unpackhi_epi64(high01, high23);
-}
-
 /* S of keys [key, key + 16) for one or two rows, straight from memory. rows is a constant. */
 DECODE_INLINE void score_keys(float_decode *s, const code_rows *k, const code_rows *v, int rows,
                               int32_t key)

@@ -34,7 +34,7 @@ static inline size_t integer_decode_scratch(int32_t head_dim)
 /* What the whole tile costs; sets step_cost. */
 static int32_t tile_cost(decode_state *s, int32_t parts)
 {
-    const int32_t sets = (s->rows + SET_ROWS - 1) / SET_ROWS;
+    const int32_t sets = sets_of(s);
     const int32_t load = s->k_channels / 16 * LOAD_COST;
     const int32_t rest = PREPARE_COST + SOFTMAX_COST * (s->few ? s->rows : sets * SET_ROWS);
     if (!s->few) {

@@ -52,6 +52,21 @@ static unit_plan plan_units(const hr_kernel_operand *operand, const code_rows *r
     return plan;
 }
 
+/* The group of a unit of a vector; in the half past the end of a short row, units begin again. */
+INLINE int32_t group_of_unit(const unit_plan *plan, int32_t unit)
+{
+    return unit % plan->units / plan->per_group;
+}
+
+/* Dword k of a lane of v[i] to dword i of the lane of the kth vector at `out`. */
+INLINE void store_transposed(__m512i v[4], uint8_t *out)
+{
+    transpose_lanes(v);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        _mm512_store_si512(out + i * 64, v[i]);
+}
+
 /* Step 1, and a of step 2; x takes the place of S * k. */
 static void prepare_group_tile(group_state *t, const code_rows *k, const code_rows *v)
 {
@@ -195,20 +210,9 @@ static void share_few(group_state *t, const code_rows *v)
         for (int32_t part = 0; part < v->parts; part++)
             for (int32_t j = s->from; j < s->to; j += 64) {
                 __m512i lane[4];
-                for (int i = 0; i < 4; i++) {
-                    const int32_t u = part * 4 + i;
-                    const int32_t group = (u < t->v.units ? u : u % t->v.units) / t->v.per_group;
-                    lane[i] = _mm512_load_si512(p[group] + j);
-                }
-                const __m512i low01 = _mm512_unpacklo_epi32(lane[0], lane[1]);
-                const __m512i high01 = _mm512_unpackhi_epi32(lane[0], lane[1]);
-                const __m512i low23 = _mm512_unpacklo_epi32(lane[2], lane[3]);
-                const __m512i high23 = _mm512_unpackhi_epi32(lane[2], lane[3]);
-                uint8_t *out = t->lane_weights[r][part][j / 4];
-                _mm512_store_si512(out, _mm512_unpacklo_epi64(low01, low23));
-                _mm512_store_si512(out + 64, _mm512_unpackhi_epi64(low01, low23));
-                _mm512_store_si512(out + 128, _mm512_unpacklo_epi64(high01, high23));
-                _mm512_store_si512(out + 192, _mm512_unpackhi_epi64(high01, high23));
+                for (int i = 0; i < 4; i++)
+                    lane[i] = _mm512_load_si512(p[group_of_unit(&t->v, part * 4 + i)] + j);
+                store_transposed(lane, t->lane_weights[r][part][j / 4]);
             }
     }
 }
@@ -252,10 +256,8 @@ INLINE void sum_unit_values(group_state *t, const code_rows *k, const code_rows 
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++) {
         ALIGNED float beta[16];
-        for (int i = 0; i < 16; i++) {
-            const int32_t u = part * 4 + i / 4;
-            beta[i] = t->beta[(u < t->v.units ? u : u % t->v.units) / t->v.per_group][r];
-        }
+        for (int i = 0; i < 16; i++)
+            beta[i] = t->beta[group_of_unit(&t->v, part * 4 + i / 4)][r];
         const __m512 factor = _mm512_load_ps(beta), alpha = _mm512_set1_ps(s->alpha_o[r]);
 #pragma GCC unroll 8
         for (int i = 0; i < vectors; i += step) {
@@ -291,23 +293,19 @@ INLINE void load_key_block(group_state *t, const code_rows *k, const code_rows *
         prefetch_near(k, s->walk.tile, key + j, v, s->walk.tile);
         if (k->paired && j % 8 != 0) continue;
         for (int32_t part = 0; part < k->parts; part++) {
-            __m512i codes[4][2];
+            __m512i codes[2][4];
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++)
+            for (int i = 0; i < 4; i++) {
+                __m512i expanded[2];
                 expand_codes(k, load_codes(k, s->walk.tile->at + key + j + i, part), kind, 128,
-                             _mm512_setzero_si512(), codes[i]);
+                             _mm512_setzero_si512(), expanded);
+                codes[0][i] = expanded[0];
+                if (planes == 2) codes[1][i] = expanded[1];
+            }
             uint8_t *out = t->keys + key_quad(k, planes, j / 4) + part * planes * 256;
 #pragma GCC unroll 2
-            for (int plane = 0; plane < planes; plane++, out += 256) {
-                const __m512i low01 = _mm512_unpacklo_epi32(codes[0][plane], codes[1][plane]);
-                const __m512i high01 = _mm512_unpackhi_epi32(codes[0][plane], codes[1][plane]);
-                const __m512i low23 = _mm512_unpacklo_epi32(codes[2][plane], codes[3][plane]);
-                const __m512i high23 = _mm512_unpackhi_epi32(codes[2][plane], codes[3][plane]);
-                _mm512_store_si512(out, _mm512_unpacklo_epi64(low01, low23));
-                _mm512_store_si512(out + 64, _mm512_unpackhi_epi64(low01, low23));
-                _mm512_store_si512(out + 128, _mm512_unpacklo_epi64(high01, high23));
-                _mm512_store_si512(out + 192, _mm512_unpackhi_epi64(high01, high23));
-            }
+            for (int plane = 0; plane < planes; plane++, out += 256)
+                store_transposed(codes[plane], out);
         }
     }
 }
@@ -471,7 +469,7 @@ INLINE void sum_units(group_state *t, const code_rows *k, const code_rows *v, in
 INLINE void score_groups(group_state *t, const code_rows *k, const code_rows *v, code_kind kind)
 {
     decode_state *s = &t->s;
-    const int32_t all = (s->rows + SET_ROWS - 1) / SET_ROWS;
+    const int32_t all = sets_of(s);
     for (int32_t key = s->from / KEY_BLOCK * KEY_BLOCK; key < s->end; key += KEY_BLOCK) {
         load_key_block(t, k, v, key, kind);
         for (int32_t set = 0; set < all; set += 2) {
@@ -487,7 +485,7 @@ INLINE void score_groups(group_state *t, const code_rows *k, const code_rows *v,
 INLINE void value_groups(group_state *t, const code_rows *k, const code_rows *v, code_kind kind)
 {
     decode_state *s = &t->s;
-    const int32_t all = (s->rows + SET_ROWS - 1) / SET_ROWS, groups = t->v.groups ? t->v.groups : 1;
+    const int32_t all = sets_of(s), groups = t->v.groups ? t->v.groups : 1;
     const bool bytes = kind_of_v(kind) == CODES_BYTES;
     for (int32_t g = 0; g < groups; g++) {
         const int32_t begin = g * t->v.per_group, end = begin + t->v.per_group;
@@ -515,7 +513,7 @@ static void begin_group_rows(group_state *t, const code_rows *k, bool nibbles)
 {
     decode_state *s = &t->s;
     const int32_t head_dim = s->args->head_dim, width = head_dim / t->k.groups;
-    const int32_t planes = nibbles ? 2 : 1, sets = (s->rows + SET_ROWS - 1) / SET_ROWS;
+    const int32_t planes = nibbles ? 2 : 1, sets = sets_of(s);
     memset(t->init, 0, sizeof t->init);
     for (int32_t row = 0; row < s->rows; row++) {
         int32_t query;
@@ -583,7 +581,7 @@ INLINE void decode_group_tile(group_state *t, const code_rows *k, const code_row
 static int32_t group_tile_cost(const group_state *t)
 {
     const decode_state *s = &t->s;
-    const int32_t sets = (s->rows + SET_ROWS - 1) / SET_ROWS;
+    const int32_t sets = sets_of(s);
     const int32_t load = DECODE_TILE * s->k_channels / PART * 2 * LOAD_COST;
     const int32_t keys = DECODE_TILE / KEY_BLOCK * s->k_channels / 4 * SUMS_COST * sets / 2;
     const int32_t values = DECODE_TILE / KEY_STEP * SUMS_COST * sets * s->vectors;

@@ -241,7 +241,7 @@ INLINE void sum_sets(decode_state *s, const code_rows *k, const code_rows *v,
 /* Step 3's S for any number of rows. */
 INLINE void score_many(decode_state *s, const code_rows *k, const code_rows *v, code_kind kind)
 {
-    const int32_t all = (s->rows + SET_ROWS - 1) / SET_ROWS;
+    const int32_t all = sets_of(s);
     for (int32_t key = s->from; key < s->end; key += KEY_STEP) {
         load_keys(s, k, v, key, kind);
         for (int32_t set = 0; set < all; set += 2) {
@@ -256,7 +256,7 @@ INLINE void score_many(decode_state *s, const code_rows *k, const code_rows *v, 
 /* Steps 5 and 6's O. */
 INLINE void value_many(decode_state *s, const code_rows *k, const code_rows *v, code_kind kind)
 {
-    const int32_t all = (s->rows + SET_ROWS - 1) / SET_ROWS;
+    const int32_t all = sets_of(s);
     for (int32_t set = 0, sets; set < all; set += sets) {
         const row_set *at = s->set + set;
         sets = s->precise ? 1 : sets_from(s, set);

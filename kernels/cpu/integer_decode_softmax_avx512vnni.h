@@ -210,7 +210,7 @@ INLINE void weigh_sets(decode_state *s, const code_rows *k, const code_rows *v, 
 static void update_softmax(decode_state *s, const code_rows *k, const code_rows *v)
 {
     const bool masked = !sees_all(s);
-    const int32_t all = (s->rows + SET_ROWS - 1) / SET_ROWS;
+    const int32_t all = sets_of(s);
     __m512i n = _mm512_setzero_si512();
     for (int32_t set = 0, sets; set < all; set += sets) {
         sets = all - set >= 2 ? 2 : 1;

@@ -82,6 +82,12 @@ typedef struct decode_state {
     row_set set[DECODE_ROWS / SET_ROWS];
 } decode_state;
 
+/* Sets that a task's rows make, the last perhaps not whole. */
+INLINE int32_t sets_of(const decode_state *s)
+{
+    return (s->rows + SET_ROWS - 1) / SET_ROWS;
+}
+
 /* sum += products of four bytes. In assembly: gcc 12 copies accumulators around the intrinsic. */
 INLINE void add_products(__m512i *sum, __m512i unsigned_bytes, __m512i signed_bytes)
 {
