@@ -60,6 +60,8 @@ Test(layout, names_parse_back)
     cr_assert_eq(hr_layout_tile_tokens(HR_LAYOUT_VNNI_K), 64);
     cr_assert_eq(hr_layout_tile_tokens(HR_LAYOUT_VNNI_V), 64);
     cr_assert_eq(hr_layout_tile_tokens(HR_LAYOUT_SM90_V), 128);
+    cr_assert_eq(hr_layout_tile_tokens(HR_LAYOUT_BLOCKS_K), 16);
+    cr_assert_eq(hr_layout_tile_tokens(HR_LAYOUT_BLOCKS_V), 16);
 }
 
 Test(layout, rows_are_token_by_token)
@@ -207,6 +209,72 @@ Test(layout, sm90_v_of_bf16_is_a_transposition)
     free(values);
 }
 
+/* The byte and the half of it that BLOCKS_K or BLOCKS_V have a code at, in a head, by the book. */
+static int64_t block_byte(hr_operand operand, bool nibbles, int32_t head_dim, int64_t slot, int c,
+                          int *shift)
+{
+    const int64_t block = slot / 16, token = slot % 16, padded = (head_dim + 15) / 16 * 16;
+    *shift = 0;
+    if (operand == HR_OPERAND_K && !nibbles)
+        return ((block * (head_dim / 4) + c / 4) * 16 + token) * 4 + c % 4;
+    if (operand == HR_OPERAND_K) {
+        *shift = c % 8 / 4 * 4;
+        return ((block * (head_dim / 8) + c / 8) * 16 + token) * 4 + c % 4;
+    }
+    if (!nibbles) return ((block * 4 + token / 4) * padded + c) * 4 + token % 4;
+    *shift = (int)(token % 8 / 4 * 4);
+    return ((block * 2 + token / 8) * padded + c) * 4 + token % 4;
+}
+
+Test(layout, blocks_follow_their_formula)
+{
+    static const hr_dtype dtypes[] = {HR_DTYPE_I8, HR_DTYPE_E4M3, HR_DTYPE_C4, HR_DTYPE_I4};
+    static const int32_t head_dims[] = {8, 64, 72};
+    for (int i = 0; i < 4 * 2 * 3; i++) {
+        const hr_operand operand = i % 2 ? HR_OPERAND_K : HR_OPERAND_V;
+        const hr_layout layout = i % 2 ? HR_LAYOUT_BLOCKS_K : HR_LAYOUT_BLOCKS_V;
+        const int32_t head_dim = head_dims[i / 2 % 3], padded = (head_dim + 15) / 16 * 16;
+        hr_operand_recipe recipe = per_token;
+        recipe.dtype = dtypes[i / 6];
+        const bool nibbles = hr_dtype_bits(recipe.dtype) == 4;
+        const int added = operand == HR_OPERAND_K && recipe.dtype == HR_DTYPE_I8 ? 128 : 0;
+        float *values = input(head_dim);
+        hr_packed rows = pack(operand, recipe, HR_LAYOUT_ROWS, values, head_dim);
+        hr_packed blocks = pack(operand, recipe, layout, values, head_dim);
+        const int width = nibbles ? 2 : 1, channels = operand == HR_OPERAND_K ? head_dim : padded;
+        for (int h = 0; h < HEADS; h++) {
+            const uint8_t *row = (uint8_t *)rows.codes + (size_t)h * rows.head_bytes;
+            const uint8_t *codes = (uint8_t *)blocks.codes + (size_t)h * blocks.head_bytes;
+            int64_t first = 0;
+            for (int b = 0; b < BATCH; b++) {
+                const int64_t length = cu_seqlens[b + 1] - cu_seqlens[b];
+                cr_assert_eq(blocks.slot_offset[b], first);
+                for (int64_t s = 0; s < (length + 15) / 16 * 16; s++) {
+                    for (int c = 0; c < channels; c++) {
+                        int shift, expected = 0;
+                        const uint8_t *code =
+                            codes + block_byte(operand, nibbles, head_dim, first + s, c, &shift);
+                        if (s < length && c < head_dim) {
+                            const int64_t at = (cu_seqlens[b] + s) * head_dim + c;
+                            expected = row[at / width] >> (nibbles ? at % 2 * 4 : 0);
+                        }
+                        const int mask = nibbles ? 15 : 255;
+                        cr_assert_eq(*code >> shift & mask, (expected + added) & mask,
+                                     "%s %s, head_dim %d, slot %ld, channel %d",
+                                     hr_layout_name(layout), hr_dtype_name(recipe.dtype), head_dim,
+                                     (long)(first + s), c);
+                    }
+                }
+                first += (length + 15) / 16 * 16;
+            }
+            cr_assert_eq(blocks.total_slots, first);
+        }
+        hr_packed_free(&rows);
+        hr_packed_free(&blocks);
+        free(values);
+    }
+}
+
 /* Kernels load whole vectors: 64 bytes past a head's last code are readable and heads aligned. */
 Test(layout, heads_are_aligned_and_have_slack)
 {
@@ -238,10 +306,14 @@ static void check_same(const hr_packed *a, const hr_packed *b)
 
 Test(layout, relayout_is_lossless_both_ways)
 {
-    static const hr_operand operands[] = {HR_OPERAND_K, HR_OPERAND_V, HR_OPERAND_V};
-    static const hr_layout layouts[] = {HR_LAYOUT_VNNI_K, HR_LAYOUT_VNNI_V, HR_LAYOUT_SM90_V};
-    for (int i = 0; i < 3; i++) {
+    static const hr_operand operands[] = {HR_OPERAND_K, HR_OPERAND_V, HR_OPERAND_V, HR_OPERAND_K,
+                                          HR_OPERAND_V, HR_OPERAND_K, HR_OPERAND_V};
+    static const hr_layout layouts[] = {HR_LAYOUT_VNNI_K,   HR_LAYOUT_VNNI_V,   HR_LAYOUT_SM90_V,
+                                        HR_LAYOUT_BLOCKS_K, HR_LAYOUT_BLOCKS_V, HR_LAYOUT_BLOCKS_K,
+                                        HR_LAYOUT_BLOCKS_V};
+    for (int i = 0; i < 7; i++) {
         hr_operand_recipe recipe = per_token;
+        if (i >= 5) recipe.dtype = HR_DTYPE_C4;
         if (i == 0) recipe.transform = HR_TRANSFORM_MEAN | HR_TRANSFORM_HADAMARD;
         float *values = input(72), *a = input(72), *b = input(72);
         hr_packed rows = pack(operands[i], recipe, HR_LAYOUT_ROWS, values, 72);
@@ -254,7 +326,7 @@ Test(layout, relayout_is_lossless_both_ways)
         cr_assert_eq(hr_unpack_original(&rows, a), HR_OK);
         cr_assert_eq(hr_unpack_original(&to_tiles, b), HR_OK);
         cr_assert_eq(memcmp(a, b, TOKENS * HEADS * 72 * sizeof *a), 0);
-        cr_assert_eq(hr_packed_bytes(&rows), HEADS * TOKENS * (72 + 4));
+        cr_assert_eq(hr_packed_bytes(&rows), HEADS * TOKENS * ((i < 5 ? 72 : 36) + 4));
         cr_assert_eq(hr_packed_bytes(&tiles), hr_packed_bytes(&rows));
         hr_packed_free(&rows);
         hr_packed_free(&tiles);

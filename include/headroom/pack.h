@@ -52,10 +52,27 @@ typedef enum hr_layout {
      * shuffle.
      */
     HR_LAYOUT_SM90_V,
+
+    /*
+     * K of 8 or 4 bits for decode and KV caches, in blocks of 16 tokens, so that one cache line is
+     * one vector whose lanes are tokens. 8 bits (I8 as U8 = code + 128, E4M3):
+     * [block][head_dim / 4][16 tokens][4 channels]. 4 bits: [block][head_dim / 8][16 tokens][4
+     * bytes], where byte b of line i has channel 8 i + b in its low half and 8 i + 4 + b in its
+     * high half.
+     */
+    HR_LAYOUT_BLOCKS_K,
+
+    /*
+     * V of 8 or 4 bits for the same, lanes being channels (d: head_dim padded with code 0 to 16).
+     * 8 bits: [block][4 quads][d][4 tokens], quad q having tokens 4 q to 4 q + 3. 4 bits:
+     * [block][2][d][4 bytes], where byte e of a channel of half h has token 8 h + e in its low
+     * half and 8 h + 4 + e in its high half.
+     */
+    HR_LAYOUT_BLOCKS_V,
     HR_LAYOUT_COUNT
 } hr_layout;
 
-/* "rows", "vnni_k", "vnni_v", "sm90_v". */
+/* "rows", "vnni_k", "vnni_v", "sm90_v", "blocks_k", "blocks_v". */
 HR_API const char *hr_layout_name(hr_layout layout);
 HR_API hr_status hr_layout_parse(const char *name, hr_layout *out) HR_NODISCARD;
 
