@@ -105,4 +105,14 @@ typedef struct task {
     kept_columns kept;
 } task;
 
+/* The rows of the block that see a key of the tile, as lanes. */
+INLINE __mmask16 rows_that_see(const task *t, const block_state *block)
+{
+    const __m512i first = _mm512_set1_epi32(t->first);
+    const __m512i last = _mm512_set1_epi32(t->first + HR_INTEGER_TILE);
+    const __m512i lo = _mm512_max_epi32(_mm512_load_si512(block->lo), first);
+    const __m512i hi = _mm512_min_epi32(_mm512_load_si512(block->hi), last);
+    return _mm512_cmplt_epi32_mask(lo, hi);
+}
+
 #endif
