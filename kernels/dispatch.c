@@ -188,6 +188,18 @@ static bool check_granularities(const hr_kernel_info *info, const hr_recipe *rec
     return check_blocks(info, recipe, reason) && check_groups(info, recipe, reason);
 }
 
+/* Packing makes the layout that a kernel reads; a cache has its own. */
+static bool check_layouts(const hr_kernel_info *info, const hr_kernel_query *query, char *reason)
+{
+    if (!(query->features & HR_FEATURE_PAGED)) return true;
+    const bool key = info->k_layout != query->k_layout;
+    if (!key && info->v_layout == query->v_layout) return true;
+    snprintf(reason, HR_KERNEL_REASON_BYTES, "reads a cache's %s in %s, not in %s", key ? "K" : "V",
+             hr_layout_name(key ? info->k_layout : info->v_layout),
+             hr_layout_name(key ? query->k_layout : query->v_layout));
+    return false;
+}
+
 hr_kernel_fit hr_kernel_check(const hr_kernel_info *info, const hr_kernel_query *query,
                               uint32_t isa_mask, char reason[HR_KERNEL_REASON_BYTES])
 {
@@ -213,6 +225,7 @@ hr_kernel_fit hr_kernel_check(const hr_kernel_info *info, const hr_kernel_query 
                  name ? name : "an unknown feature bit");
         return HR_KERNEL_LACKS_FEATURE;
     }
+    if (!check_layouts(info, query, reason)) return HR_KERNEL_LACKS_LAYOUT;
     if (!(isa_mask >> info->isa & 1)) {
         snprintf(reason, HR_KERNEL_REASON_BYTES,
                  "needs %s; usable instruction sets: ", hr_isa_name(info->isa));

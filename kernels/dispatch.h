@@ -14,6 +14,7 @@ typedef enum hr_kernel_fit {
     HR_KERNEL_LACKS_HEAD_DIM,
     HR_KERNEL_LACKS_SEQLEN_Q,
     HR_KERNEL_LACKS_FEATURE,
+    HR_KERNEL_LACKS_LAYOUT,
     HR_KERNEL_LACKS_ISA,
     HR_KERNEL_FITS
 } hr_kernel_fit;

@@ -15,9 +15,10 @@ hr_kernel_operand hr_plan_paged_operand(const hr_plan *plan, const hr_kv_cache *
     const hr_paging *paging = &plan->problem.paging;
     const hr_kv_store *store = operand == HR_OPERAND_K ? &cache->k : &cache->v;
     const int64_t row = hr_kv_row(cache, kv_head, 0);
+    size_t token; /* 0: a page begins with a tile */
     const int64_t scale = hr_kv_scale_index(cache, store, kv_head, row);
     hr_kernel_operand out = {
-        .codes = store->codes + (size_t)row * store->row_bytes,
+        .codes = store->codes + hr_kv_tile(store, row, &token),
         .dtype = store->recipe.dtype,
         .granularity = store->recipe.granularity,
         .block = store->recipe.block,
@@ -27,6 +28,16 @@ hr_kernel_operand hr_plan_paged_operand(const hr_plan *plan, const hr_kv_cache *
     if (store->scale) out.scale = store->scale + scale;
     if (store->zero_point) out.zero_point = store->zero_point + scale;
     return out;
+}
+
+/* The plan's kernel was chosen for the layouts of its problem's paging. */
+static hr_status check_layout(char operand, hr_layout has, hr_layout wanted)
+{
+    if (has == wanted) return HR_OK;
+    return hr_fail(HR_ERROR_MISMATCH,
+                   "the cache holds %c in layout %s; the plan reads %s, as its problem's "
+                   "paging.%c_layout says",
+                   operand, hr_layout_name(has), hr_layout_name(wanted), operand);
 }
 
 hr_status hr_plan_check_cache(const hr_plan *plan, const hr_plan_io *io)
@@ -45,6 +56,8 @@ hr_status hr_plan_check_cache(const hr_plan *plan, const hr_plan_io *io)
                            checks[i].field, checks[i].has, checks[i].wanted);
     HR_TRY(hr_plan_check_recipe("the cache's k", &cache->k.recipe, &plan->recipe.k));
     HR_TRY(hr_plan_check_recipe("the cache's v", &cache->v.recipe, &plan->recipe.v));
+    HR_TRY(check_layout('k', cache->k.layout, problem->paging.k_layout));
+    HR_TRY(check_layout('v', cache->v.layout, problem->paging.v_layout));
     HR_TRY(hr_plan_check_rope("the cache's k", &cache->rope, &problem->rope));
     return hr_paging_check(&problem->paging, problem->batch, problem->cu_seqlens_kv,
                            cache->num_pages);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kv_cache_internal.h"
+#include "pack_layout.h"
 #include "plan.h"
 #include "status_internal.h"
 
@@ -162,7 +163,13 @@ hr_status hr_kernel_query_of_part(const hr_attention_problem *problem, const hr_
     if (problem->alibi_slopes) features |= HR_FEATURE_ALIBI;
     if (problem->sinks) features |= HR_FEATURE_SINKS;
     if (problem->rope.rotary_dim > 0) features |= HR_FEATURE_ROPE;
-    if (problem->paging.page_size > 0) features |= HR_FEATURE_PAGED;
+    if (problem->paging.page_size > 0) {
+        features |= HR_FEATURE_PAGED;
+        out->k_layout = problem->paging.k_layout;
+        out->v_layout = problem->paging.v_layout;
+        HR_TRY(hr_layout_check(out->k_layout, HR_OPERAND_K, out->recipe.k.dtype));
+        HR_TRY(hr_layout_check(out->v_layout, HR_OPERAND_V, out->recipe.v.dtype));
+    }
     out->features = features;
     return HR_OK;
 }

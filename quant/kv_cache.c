@@ -7,7 +7,6 @@
 #include "kv_cache_internal.h"
 #include "memory.h"
 #include "pack_check.h"
-#include "pack_layout.h"
 #include "pack_scale.h"
 #include "status_internal.h"
 
@@ -37,12 +36,24 @@ static hr_status check_stream(char name, const hr_operand_recipe *recipe)
     }
 }
 
+/* Pages hold whole tiles of these layouts and no others. */
+static hr_status check_layout(hr_operand operand, const hr_operand_recipe *recipe, hr_layout layout)
+{
+    const bool key = operand == HR_OPERAND_K;
+    HR_TRY(hr_layout_check(layout, operand, recipe->dtype));
+    if (layout == HR_LAYOUT_ROWS || layout == (key ? HR_LAYOUT_BLOCKS_K : HR_LAYOUT_BLOCKS_V))
+        return HR_OK;
+    return hr_fail(HR_ERROR_UNSUPPORTED, "%c_layout is %s; a cache takes rows or %s",
+                   key ? 'k' : 'v', hr_layout_name(layout), key ? "blocks_k" : "blocks_v");
+}
+
 static hr_status check_operand(hr_operand operand, const hr_operand_recipe *recipe,
                                const hr_kv_cache_options *options)
 {
     const bool key = operand == HR_OPERAND_K;
     HR_TRY(hr_pack_check_recipe(operand, recipe, options->head_dim));
     HR_TRY(check_stream(key ? 'k' : 'v', recipe));
+    HR_TRY(check_layout(operand, recipe, key ? options->k_layout : options->v_layout));
     return hr_pack_check_static_scales(key ? "k" : "v", recipe, options->num_kv_heads,
                                        options->head_dim,
                                        key ? options->k_scale : options->v_scale);
@@ -95,21 +106,40 @@ static int32_t token_scales_of(const hr_operand_recipe *recipe, int32_t head_dim
     return 0;
 }
 
-static hr_status allocate_store(const hr_kv_cache *cache, const hr_operand_recipe *recipe,
-                                hr_operand operand, const float *static_scale, hr_kv_store *store)
+/* The codes of slots that nothing was written to are 0. */
+static hr_status allocate_codes(const hr_kv_cache *cache, hr_kv_store *store, size_t *rows)
 {
-    store->operand = operand;
-    store->recipe = *recipe;
-    store->row_bytes = hr_layout_row_bytes(recipe->dtype, cache->head_dim);
-    store->token_scales = token_scales_of(recipe, cache->head_dim);
+    const hr_dtype dtype = store->recipe.dtype;
+    const size_t tile_tokens = (size_t)hr_layout_tile_tokens(store->layout);
+    store->row_bytes = hr_layout_row_bytes(dtype, cache->head_dim);
+    store->tile_bytes = hr_layout_tile_bytes(store->layout, dtype, cache->head_dim);
+    if (store->layout != HR_LAYOUT_ROWS)
+        store->map = hr_layout_map_of(store->layout, dtype, cache->head_dim);
     /* Rows that cannot be counted cannot be allocated either; SIZE_MAX is refused. */
-    size_t rows, bytes;
+    size_t bytes;
     if (__builtin_mul_overflow((size_t)cache->num_pages * (size_t)cache->page_size,
-                               (size_t)cache->num_kv_heads, &rows) ||
-        __builtin_mul_overflow(rows, store->row_bytes, &bytes) || bytes > SIZE_MAX / 2)
+                               (size_t)cache->num_kv_heads, rows) ||
+        __builtin_mul_overflow(*rows / tile_tokens, store->tile_bytes, &bytes) ||
+        bytes > SIZE_MAX / 2)
         bytes = SIZE_MAX / 2;
     store->codes = hr_alloc(1, bytes + CODE_SLACK);
     if (!store->codes) return HR_ERROR_OUT_OF_MEMORY;
+    if (store->map.added) memset(store->codes, store->map.added, bytes);
+    return HR_OK;
+}
+
+static hr_status allocate_store(const hr_kv_cache *cache, const hr_operand_recipe *recipe,
+                                hr_operand operand, const hr_kv_cache_options *options,
+                                hr_kv_store *store)
+{
+    const bool key = operand == HR_OPERAND_K;
+    const float *static_scale = key ? options->k_scale : options->v_scale;
+    store->operand = operand;
+    store->recipe = *recipe;
+    store->layout = key ? options->k_layout : options->v_layout;
+    store->token_scales = token_scales_of(recipe, cache->head_dim);
+    size_t rows;
+    HR_TRY(allocate_codes(cache, store, &rows));
     if (recipe->granularity == HR_GRANULARITY_NONE) return HR_OK;
 
     const int32_t nothing[2] = {0, 0};
@@ -170,8 +200,8 @@ static hr_status fill_cache(hr_kv_cache *cache, const hr_kv_cache_options *optio
         memcpy(cache->mean, options->k_mean, count * sizeof *cache->mean);
     }
     if (recipe.residual) HR_TRY(make_residual(cache, recipe.residual, options));
-    HR_TRY(allocate_store(cache, &recipe.k, HR_OPERAND_K, options->k_scale, &cache->k));
-    return allocate_store(cache, &recipe.v, HR_OPERAND_V, options->v_scale, &cache->v);
+    HR_TRY(allocate_store(cache, &recipe.k, HR_OPERAND_K, options, &cache->k));
+    return allocate_store(cache, &recipe.v, HR_OPERAND_V, options, &cache->v);
 }
 
 hr_status hr_kv_cache_create(const hr_kv_cache_options *options, hr_kv_cache **out)
@@ -206,8 +236,9 @@ void hr_kv_cache_free(hr_kv_cache *cache)
 
 static int64_t store_bytes(const hr_kv_cache *cache, const hr_kv_store *store)
 {
-    int64_t rows = (int64_t)cache->num_pages * cache->page_size * cache->num_kv_heads;
-    return rows * (int64_t)store->row_bytes + store->scale_count * (int64_t)sizeof(float) +
+    size_t token;
+    const int64_t rows = (int64_t)cache->num_pages * cache->page_size * cache->num_kv_heads;
+    return (int64_t)hr_kv_tile(store, rows, &token) + store->scale_count * (int64_t)sizeof(float) +
            (store->zero_point ? store->scale_count : 0);
 }
 
@@ -229,8 +260,10 @@ hr_kv_view hr_kv_cache_view(const hr_kv_cache *cache, hr_operand operand)
         .num_kv_heads = cache->num_kv_heads,
         .page_size = cache->page_size,
         .head_dim = cache->head_dim,
+        .layout = store->layout,
         .codes = store->codes,
         .row_bytes = store->row_bytes,
+        .tile_bytes = store->tile_bytes,
         .scale = store->scale,
         .zero_point = store->zero_point,
         .token_scales = store->token_scales,

@@ -1,7 +1,7 @@
 /*
  * hr_kv_cache_append: tokens in floating point -> codes and scales in their slots.
  *
- *     load row -> rope -> subtract mean -> rotate -> choose scales -> encode -> slot
+ *     load row -> rope -> subtract mean -> rotate -> choose scales -> encode -> layout -> slot
  *
  * Everything is checked before anything is written. Heads run in parallel; each head's tokens are
  * stored in order, so that the later of two tokens for one slot stays.
@@ -9,6 +9,7 @@
 #include <float.h>
 #include <omp.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "kv_cache_internal.h"
 #include "memory.h"
@@ -104,6 +105,37 @@ static bool all_zero(const float *row, int32_t head_dim)
 }
 
 /*
+ * Codes of 4-bit V to their halves of a block's bytes: [2][channels][4 bytes], the other halves
+ * being those of the token four places away. Calls for different slots may run at the same time,
+ * so the bits to change are changed atomically, of two channels at a time.
+ */
+static void put_shared_halves(const hr_layout_map *map, uint8_t *block, size_t token,
+                              const uint8_t *codes)
+{
+    uint64_t *pairs = (uint64_t *)(void *)(block + token / 8 * map->channels * 4);
+    const size_t shift = token % 4 * 8 + token / 4 % 2 * 4;
+    const uint64_t halves = UINT64_C(0x0000000f0000000f) << shift;
+    for (size_t i = 0; i < (size_t)map->head_dim / 2; i++) {
+        const uint64_t two = (codes[i] & UINT64_C(15)) | (uint64_t)(codes[i] >> 4) << 32;
+        const uint64_t has = __atomic_load_n(&pairs[i], __ATOMIC_RELAXED);
+        __atomic_fetch_xor(&pairs[i], (has ^ two << shift) & halves, __ATOMIC_RELAXED);
+    }
+}
+
+/* Codes in rows form to where the store has those of a row. */
+static void put_codes(const hr_kv_store *store, int64_t row, const uint8_t *codes)
+{
+    size_t token;
+    uint8_t *tile = store->codes + hr_kv_tile(store, row, &token);
+    if (store->layout == HR_LAYOUT_ROWS)
+        memcpy(tile, codes, store->row_bytes);
+    else if (store->layout == HR_LAYOUT_BLOCKS_V && store->map.nibbles)
+        put_shared_halves(&store->map, tile, token, codes);
+    else
+        hr_layout_put_row(&store->map, tile, token, codes);
+}
+
+/*
  * A transformed row to its slot: a one-token operand of one head whose arrays are the cache's.
  *
  * A token of zeros takes the smallest scale. It has no other token to take a scale from, and a
@@ -113,6 +145,7 @@ static hr_status store_row(const hr_kv_cache *cache, const hr_kv_store *store, i
                            int64_t slot, const float *row)
 {
     int32_t one_token[2] = {0, 1};
+    uint8_t codes[HR_HEAD_DIM_MAX * sizeof(float)];
     const int64_t index = hr_kv_row(cache, head, slot);
     const int64_t scale = hr_kv_scale_index(cache, store, head, index);
     hr_packed token = {
@@ -133,7 +166,9 @@ static hr_status store_row(const hr_kv_cache *cache, const hr_kv_store *store, i
             for (int32_t i = 0; i < store->token_scales; i++)
                 token.scale[i] = FLT_MIN;
     }
-    return hr_head_encode(&token, 0, row, store->codes + (size_t)index * store->row_bytes);
+    HR_TRY(hr_head_encode(&token, 0, row, codes));
+    put_codes(store, index, codes);
+    return HR_OK;
 }
 
 /* Tokens [first, first + count) of one head; turns [count][rotary_dim]. */

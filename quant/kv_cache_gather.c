@@ -7,7 +7,6 @@
 #include "kv_cache_internal.h"
 #include "memory.h"
 #include "pack_check.h"
-#include "pack_layout.h"
 #include "packed_memory.h"
 #include "status_internal.h"
 
@@ -29,6 +28,16 @@ static hr_status check_arguments(const hr_kv_cache *cache, hr_operand operand,
     return hr_paging_check(paging, batch, cu_seqlens, cache->num_pages);
 }
 
+static void get_codes(const hr_kv_store *store, int64_t row, uint8_t *codes)
+{
+    size_t token;
+    const uint8_t *tile = store->codes + hr_kv_tile(store, row, &token);
+    if (store->layout == HR_LAYOUT_ROWS)
+        memcpy(codes, tile, store->row_bytes);
+    else
+        hr_layout_get_row(&store->map, tile, token, codes);
+}
+
 /* One head: codes in rows form, scales and zero points in place. */
 static void gather_head(const hr_kv_cache *cache, const hr_kv_store *store, const hr_paging *paging,
                         int32_t head, const hr_packed *out, uint8_t *rows)
@@ -41,8 +50,7 @@ static void gather_head(const hr_kv_cache *cache, const hr_kv_store *store, cons
             int64_t slot =
                 (int64_t)table[i / cache->page_size] * cache->page_size + i % cache->page_size;
             int64_t from = hr_kv_row(cache, head, slot), to = head * out->total_tokens + t;
-            memcpy(rows + (size_t)t * store->row_bytes,
-                   store->codes + (size_t)from * store->row_bytes, store->row_bytes);
+            get_codes(store, from, rows + (size_t)t * store->row_bytes);
             if (!scales) continue;
             memcpy(out->scale + to * scales, store->scale + from * scales,
                    (size_t)scales * sizeof *out->scale);

@@ -3,19 +3,23 @@
  *
  *     row = (page * num_kv_heads + head) * page_size + offset
  *
- * in codes (times row_bytes), in scales and in zero points (times token_scales).
+ * in codes (in tiles of the layout: one row, or a block of 16), in scales and in zero points (times
+ * token_scales).
  */
 #ifndef HEADROOM_KV_CACHE_INTERNAL_H
 #define HEADROOM_KV_CACHE_INTERNAL_H
 
 #include "headroom/kv_cache.h"
+#include "pack_layout.h"
 #include "rope_internal.h"
 
 /* One of K and V. */
 typedef struct hr_kv_store {
     hr_operand operand;
     hr_operand_recipe recipe;
-    size_t row_bytes;
+    hr_layout layout;
+    hr_layout_map map; /* of a layout other than ROWS */
+    size_t row_bytes, tile_bytes;
     int32_t token_scales; /* scales a token and head has of its own; 0 for static ones */
     int64_t scale_count;
     unsigned char *codes; /* all NULL where the format has none */
@@ -56,6 +60,14 @@ static inline int64_t hr_kv_row(const hr_kv_cache *cache, int32_t head, int64_t 
 {
     int64_t page = slot / cache->page_size, offset = slot % cache->page_size;
     return (page * cache->num_kv_heads + head) * cache->page_size + offset;
+}
+
+/* The tile that a row is in, from the start of all codes, and the row's place in it. */
+static inline size_t hr_kv_tile(const hr_kv_store *store, int64_t row, size_t *token)
+{
+    const int64_t tokens = hr_layout_tile_tokens(store->layout);
+    *token = (size_t)(row % tokens);
+    return (size_t)(row / tokens) * store->tile_bytes;
 }
 
 /* The first of the scales, and zero points, that the token's row has in this store. */

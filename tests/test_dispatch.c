@@ -60,7 +60,9 @@ Test(dispatch, first_row_in_the_mask_wins)
         const hr_kernel_info *row = hr_kernel_at(i);
         hr_kernel_query query = {.head_dim = row->head_dim_multiple,
                                  .seqlen_q = row->max_seqlen_q,
-                                 .features = row->features};
+                                 .features = row->features,
+                                 .k_layout = row->k_layout,
+                                 .v_layout = row->v_layout};
         query.recipe.q.dtype = row->q_dtype;
         query.recipe.k.dtype = row->k_dtype;
         query.recipe.v.dtype = row->v_dtype;

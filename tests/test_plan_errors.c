@@ -119,15 +119,15 @@ static void negative_page(hr_attention_problem *p)
 }
 static void no_block_table(hr_attention_problem *p)
 {
-    p->paging = (hr_paging){16, 1, NULL, NULL};
+    p->paging = (hr_paging){.page_size = 16, .max_pages = 1};
 }
 static void few_pages(hr_attention_problem *p)
 {
-    p->paging = (hr_paging){2, 2, bad_pages, NULL};
+    p->paging = (hr_paging){.page_size = 2, .max_pages = 2, .block_table = bad_pages};
 }
 static void bad_page(hr_attention_problem *p)
 {
-    p->paging = (hr_paging){4, 2, bad_pages, NULL};
+    p->paging = (hr_paging){.page_size = 4, .max_pages = 2, .block_table = bad_pages};
 }
 
 static const rule rules[] = {
@@ -224,7 +224,7 @@ Test(plan_errors, unsupported_features_name_kernel_and_feature)
         if (row->features & HR_FEATURE_PAGED || strcmp(row->name, "attention_int8_avx512vnni"))
             continue;
         plan_setup *s = setup_make("int8", 2, 2, 16, 6, 6);
-        s->problem.paging = (hr_paging){16, 1, pages, NULL};
+        s->problem.paging = (hr_paging){.page_size = 16, .max_pages = 1, .block_table = pages};
         expect_create_error(&s->problem, &s->recipe, &(hr_plan_options){.kernel = row->name},
                             HR_ERROR_UNSUPPORTED, "does not support paged");
         cr_expect(strstr(hr_last_error(), row->name));

@@ -249,6 +249,45 @@ Test(plan_paged, a_run_names_what_does_not_belong)
     hr_kv_cache_free(cache);
 }
 
+/* A plan is for a cache of its problem's layouts; a kernel reads one pair of them. */
+Test(plan_paged, layouts_that_differ_are_named)
+{
+    fixture *f = make_fixture("int8:k.transform=none", false);
+    f->options.k_layout = HR_LAYOUT_BLOCKS_K;
+    hr_kv_cache *cache = make_cache(f, &f->options);
+    expect_run_fails(f, &f->problem, &f->problem.rope, cache, HR_ERROR_MISMATCH,
+                     "the cache holds k in layout blocks_k; the plan reads rows, as its problem's "
+                     "paging.k_layout says");
+    hr_kv_cache_free(cache);
+    f->options.k_layout = HR_LAYOUT_ROWS;
+    f->options.v_layout = HR_LAYOUT_BLOCKS_V;
+    cache = make_cache(f, &f->options);
+    expect_run_fails(f, &f->problem, &f->problem.rope, cache, HR_ERROR_MISMATCH,
+                     "the cache holds v in layout blocks_v");
+    hr_kv_cache_free(cache);
+
+    const struct {
+        hr_layout k, v;
+        hr_status status;
+        const char *text;
+    } refused[] = {
+        {HR_LAYOUT_VNNI_K, HR_LAYOUT_ROWS, HR_ERROR_UNSUPPORTED, "reads a cache's K in "},
+        {HR_LAYOUT_ROWS, HR_LAYOUT_VNNI_V, HR_ERROR_UNSUPPORTED, "not in vnni_v"},
+        {HR_LAYOUT_BLOCKS_V, HR_LAYOUT_ROWS, HR_ERROR_UNSUPPORTED, "has no layout blocks_v"},
+        {HR_LAYOUT_ROWS, (hr_layout)77, HR_ERROR_INVALID_ARGUMENT, "no layout has the number 77"},
+    };
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
+        hr_attention_problem problem = f->problem;
+        problem.paging.k_layout = refused[i].k;
+        problem.paging.v_layout = refused[i].v;
+        hr_plan *plan;
+        cr_expect_eq(hr_plan_create(&problem, &f->recipe, NULL, &plan), refused[i].status);
+        cr_expect_null(plan);
+        cr_expect(strstr(hr_last_error(), refused[i].text), "\"%s\" is not in: %s", refused[i].text,
+                  hr_last_error());
+    }
+}
+
 Test(plan_paged, smoothed_and_rotated_keys_need_a_query_packed_for_them)
 {
     fixture *f = make_fixture("int4", false);

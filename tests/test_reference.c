@@ -358,7 +358,7 @@ Test(reference, rejects_what_it_cannot_answer)
     expect_error(s, &q, &k, &bad, HR_ERROR_INVALID_ARGUMENT, "the data of v");
     expect_error(s, &q, NULL, &v, HR_ERROR_INVALID_ARGUMENT, "k must not be NULL");
     const int32_t pages[1] = {0};
-    s->problem.paging = (hr_paging){8, 1, pages, NULL};
+    s->problem.paging = (hr_paging){.page_size = 8, .max_pages = 1, .block_table = pages};
     expect_error(s, &q, &k, &v, HR_ERROR_UNSUPPORTED, "does not support paged");
     free(s);
 }

@@ -47,7 +47,10 @@ static fixture *make_fixture(const char *recipe, const int32_t *q, const int32_t
     setup_fill(s, recipe, BATCH, HEADS, KV_HEADS, DIM);
     s->problem.mask.causal = true;
     s->problem.rope = (hr_rope){.rotary_dim = 16, .theta = 10000};
-    s->problem.paging = (hr_paging){PAGE, MAX_PAGES, f->table, f->blocks};
+    s->problem.paging = (hr_paging){.page_size = PAGE,
+                                    .max_pages = MAX_PAGES,
+                                    .block_table = f->table,
+                                    .residual_blocks = f->blocks};
     const hr_kv_cache_options options = {.recipe = &s->recipe,
                                          .num_kv_heads = KV_HEADS,
                                          .head_dim = DIM,
@@ -124,7 +127,7 @@ static float *visible_values(const fixture *f, hr_operand operand)
 {
     const plan_setup *s = f->s;
     const bool key = operand == HR_OPERAND_K;
-    const hr_paging paging = {PAGE, MAX_PAGES, f->table, NULL};
+    const hr_paging paging = {.page_size = PAGE, .max_pages = MAX_PAGES, .block_table = f->table};
     hr_packed codes;
     cr_assert_eq(hr_kv_cache_gather(f->cache, operand, &paging, BATCH, s->cu_seqlens_kv,
                                     HR_LAYOUT_ROWS, &codes),

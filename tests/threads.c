@@ -2,7 +2,8 @@
  * Everything that runs on several threads, in one plain program, for ThreadSanitizer: under it
  * Criterion cannot start. Two ways in: OpenMP teams inside the library (synthesis, calibration,
  * packing, the plan, the oracle, the audit), and threads of the caller's own that each plan, run
- * and fail by themselves. What is computed is compared with one thread's result.
+ * and fail by themselves, or store tokens in one cache. What is computed is compared with one
+ * thread's result.
  *
  * ThreadSanitizer sees OpenMP's barriers only in LLVM's runtime with its Archer tool, hence the
  * preset's clang.
@@ -15,7 +16,16 @@
 
 #include "headroom/headroom.h"
 
-enum { TEAM = 4, TOKENS = 384, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 32, CALLERS = 4, ROUNDS = 3 };
+enum {
+    TEAM = 4,
+    TOKENS = 384,
+    HEADS = 4,
+    KV_HEADS = 2,
+    HEAD_DIM = 32,
+    CALLERS = 4,
+    WRITERS = 3,
+    ROUNDS = 3
+};
 
 #define CHECK(condition)                                                                           \
     do {                                                                                           \
@@ -138,6 +148,72 @@ static void check_callers(void)
         check_same(&callers[0].result, &callers[i].result);
 }
 
+typedef struct writer {
+    hr_kv_cache *cache;
+    const problem *tokens;
+    int first, step;
+    pthread_barrier_t *start; /* NULL: alone */
+} writer;
+
+/* Every step-th token into its slot, in one call. */
+static void *store(void *context)
+{
+    const writer *self = context;
+    const int64_t shape[3] = {TOKENS / self->step, KV_HEADS, HEAD_DIM}, row = KV_HEADS * HEAD_DIM;
+    int64_t slots[TOKENS];
+    for (int64_t i = 0; i < shape[0]; i++)
+        slots[i] = self->first + i * self->step;
+    hr_tensor k =
+        hr_tensor_view(HR_DTYPE_F32, 3, shape, (float *)self->tokens->k + self->first * row);
+    hr_tensor v =
+        hr_tensor_view(HR_DTYPE_F32, 3, shape, (float *)self->tokens->v + self->first * row);
+    k.stride[0] = v.stride[0] = self->step * row;
+    if (self->start) pthread_barrier_wait(self->start);
+    SUCCEED(hr_kv_cache_append(self->cache, &k, &v, NULL, slots));
+    return NULL;
+}
+
+/* Threads store tokens of the same blocks. 4-bit codes of V four tokens apart share bytes: with
+ * three writers these are different threads'. */
+static void check_cache(void)
+{
+    static problem tokens;
+    const hr_synth_options synth = synth_options();
+    hr_recipe recipe;
+    hr_kv_cache *caches[2];
+    SUCCEED(hr_synth_fill(&synth, 0, tokens.q, tokens.k, tokens.v));
+    SUCCEED(hr_recipe_parse("int4:qk.transform=none", &recipe));
+    const hr_kv_cache_options options = {.recipe = &recipe,
+                                         .num_kv_heads = KV_HEADS,
+                                         .head_dim = HEAD_DIM,
+                                         .page_size = 64,
+                                         .num_pages = TOKENS / 64,
+                                         .k_layout = HR_LAYOUT_BLOCKS_K,
+                                         .v_layout = HR_LAYOUT_BLOCKS_V};
+    SUCCEED(hr_kv_cache_create(&options, &caches[0]));
+    SUCCEED(hr_kv_cache_create(&options, &caches[1]));
+    store(&(writer){.cache = caches[0], .tokens = &tokens, .step = 1});
+    writer writers[WRITERS];
+    pthread_barrier_t start;
+    CHECK(pthread_barrier_init(&start, NULL, WRITERS) == 0);
+    pthread_t threads[WRITERS];
+    for (int i = 0; i < WRITERS; i++) {
+        writers[i] = (writer){caches[1], &tokens, i, WRITERS, &start};
+        CHECK(pthread_create(&threads[i], NULL, store, &writers[i]) == 0);
+    }
+    for (int i = 0; i < WRITERS; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    CHECK(pthread_barrier_destroy(&start) == 0);
+    for (int operand = HR_OPERAND_K; operand <= HR_OPERAND_V; operand++) {
+        const hr_kv_view one = hr_kv_cache_view(caches[0], (hr_operand)operand);
+        const hr_kv_view all = hr_kv_cache_view(caches[1], (hr_operand)operand);
+        CHECK(memcmp(one.codes, all.codes, KV_COUNT / 2) == 0);
+        CHECK(memcmp(one.scale, all.scale, TOKENS * KV_HEADS * sizeof(float)) == 0);
+    }
+    hr_kv_cache_free(caches[0]);
+    hr_kv_cache_free(caches[1]);
+}
+
 /* Calibration and audit of a recording with the team. */
 static void check_audit(const char *path)
 {
@@ -167,8 +243,9 @@ int main(void)
     snprintf(path, sizeof path, "%s/rec.safetensors", folder);
     check_teams();
     check_callers();
+    check_cache();
     check_audit(path);
     CHECK(remove(folder) == 0);
-    puts("threads: teams, callers and audit agree with one thread");
+    puts("threads: teams, callers, caches and audit agree with one thread");
     return 0;
 }

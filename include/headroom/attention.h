@@ -204,7 +204,8 @@ typedef struct hr_kernel_query {
     int32_t head_dim;
     int32_t seqlen_q; /* of the longest sequence; 0: any, which no decode kernel serves */
     uint32_t features;
-    const char *name; /* NULL: any; else exactly this kernel */
+    hr_layout k_layout, v_layout; /* of the cache, with HR_FEATURE_PAGED; else not looked at */
+    const char *name;             /* NULL: any; else exactly this kernel */
 } hr_kernel_query;
 
 /*
@@ -311,7 +312,7 @@ HR_API void hr_device_run_free(hr_device_run *run);
  * Runs a plan whose problem has paging: K and V are read from the cache, through the problem's
  * block table. q as for hr_plan_run: packed in the plan's layout, by the cache's rope and hadamard
  * seed, and with the cache's k_mean where keys are smoothed. The cache must have the plan's heads,
- * head_dim, page_size, rope and K and V recipes. HR_ERROR_MISMATCH says which differs, and
+ * head_dim, page_size, rope, layouts and K and V recipes. HR_ERROR_MISMATCH says which differs, and
  * HR_ERROR_INVALID_ARGUMENT which page the cache does not have. Results have the same bits as those
  * of the same kernel on the same codes in contiguous operands.
  */

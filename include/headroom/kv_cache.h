@@ -7,8 +7,10 @@
  *
  * K and V are stored each by its part of the recipe, in formats of their own:
  *
- *     codes   [num_pages][num_kv_heads][page_size][head_dim codes]     the row of a token and head,
- *                                                                      as in HR_LAYOUT_ROWS
+ *     codes   [num_pages][num_kv_heads][page_size][head_dim codes]     HR_LAYOUT_ROWS: the row of a
+ *                                                                      token and head
+ *             [num_pages][num_kv_heads][page_size / 16][block]         HR_LAYOUT_BLOCKS_K and _V:
+ *                                                                      16 tokens of a head
  *     scale   [num_pages][num_kv_heads][page_size]                     TOKEN
  *             [num_pages][num_kv_heads][page_size][head_dim / block]   GROUP
  *             [1], [num_kv_heads], [num_kv_heads][head_dim]            static TENSOR, HEAD, CHANNEL
@@ -38,6 +40,11 @@ typedef struct hr_paging {
      * for a recipe with a residual; else NULL.
      */
     const int32_t *residual_blocks;
+    /*
+     * How the cache holds K and V: what hr_kv_cache_options says, and so zeros for rows. Chooses
+     * the kernel; hr_kv_cache_gather, which reads any, does not look at it.
+     */
+    hr_layout k_layout, v_layout;
 } hr_paging;
 
 typedef struct hr_kv_cache hr_kv_cache; /* opaque */
@@ -55,6 +62,11 @@ typedef struct hr_kv_cache_options {
     const float *k_mean; /* [num_kv_heads, head_dim] of rotated keys, when the recipe smooths K */
     uint64_t hadamard_seed; /* 0 means HR_HADAMARD_DEFAULT_SEED */
     int32_t max_sequences;  /* residual blocks, where the recipe has a residual; else 0 */
+    /*
+     * HR_LAYOUT_ROWS, which kernels of every machine read, or HR_LAYOUT_BLOCKS_K and _V, in which
+     * some read 8 and 4 bits faster: hr_kv_cache_layouts (headroom/attention.h) says what to take.
+     */
+    hr_layout k_layout, v_layout;
 } hr_kv_cache_options;
 
 enum { HR_PAGE_SIZE_MULTIPLE = 16, HR_PAGE_SIZE_MAX = 256 };
@@ -104,8 +116,10 @@ HR_API int64_t hr_kv_cache_bytes(const hr_kv_cache *cache);
 typedef struct hr_kv_view {
     hr_operand_recipe recipe;
     int32_t num_pages, num_kv_heads, page_size, head_dim;
+    hr_layout layout;
     const void *codes;  /* 64-byte aligned, at least 64 readable bytes after the last code */
-    size_t row_bytes;   /* of one token and head */
+    size_t row_bytes;   /* of the codes of one token and head */
+    size_t tile_bytes;  /* of hr_layout_tile_tokens(layout) slots of a head, with their padding */
     const float *scale; /* NULL for formats without */
     const uint8_t *zero_point;
     int32_t token_scales;   /* scales a token and head has: 1, head_dim / block, or 0 when static */
