@@ -295,7 +295,7 @@ static const struct {
     {"int8",
      1,
      {"int8_portable", "int8_decode_avx2", "int8_decode_avxvnni", "int8_decode_avx2",
-      "int8_decode_avx512vnni", "int8_decode_avx512vnni"}},
+      "int8_blocks_decode_avx512vnni", "int8_blocks_decode_avx512vnni"}},
     {"int8:p.dtype=i16",
      0,
      {"int8_p16_portable", "int8_p16_avx2", "int8_p16_avxvnni", "int8_p16_avx2",

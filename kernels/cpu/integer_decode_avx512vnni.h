@@ -19,12 +19,7 @@
 
 #include "integer_decode_few_avx512vnni.h"
 #include "integer_decode_many_avx512vnni.h"
-
-/* Q's bytes of a row, and O's elements: no kind of codes fills more. */
-static inline size_t row_room(int32_t head_dim)
-{
-    return ((size_t)head_dim + 127) / 128 * 128;
-}
+#include "integer_decode_task_avx512vnni.h"
 
 static inline size_t integer_decode_scratch(int32_t head_dim)
 {
@@ -46,32 +41,6 @@ static int32_t tile_cost(decode_state *s, int32_t parts)
     const int32_t lines = DECODE_TILE * parts * LINE_COST;
     s->step_cost = (lines - rest) / FEW_STEPS > load ? (lines - rest) / FEW_STEPS : load;
     return FEW_STEPS * s->step_cost + rest;
-}
-
-/* Head and query of a row: rows of one head lie side by side. */
-static const hr_kernel_args *args_of(const decode_state *s, int32_t row, int32_t *query)
-{
-    const int32_t queries = s->args->q_end - s->args->q_begin;
-    *query = s->args->q_begin + row % queries;
-    return s->args + row / queries;
-}
-
-/* What smoothing took from a row's logits. */
-static double row_bias(const hr_kernel_args *args, int32_t query)
-{
-    return args->lse_bias ? (double)args->lse_bias[query] * (double)args->softmax_scale : 0;
-}
-
-/* What a row's logits are made with, but its codes. */
-static void begin_row(decode_state *s, int32_t row)
-{
-    int32_t query;
-    const hr_kernel_args *args = args_of(s, row, &query);
-    s->factor[row] = hr_integer_row_factor(args, query);
-    s->bias[row] = (float)row_bias(args, query);
-    s->slope[row] = (float)((double)args->alibi_slope * HR_INTEGER_LOG2E) * HR_INTEGER_OCTAVE;
-    s->diagonal[row] = (int64_t)query + args->shift;
-    s->shaped |= args->softcap != 0 || s->slope[row] != 0;
 }
 
 /* Where Q's row has a channel; nibbles' even channels lie before the odd ones of their part. */
@@ -118,16 +87,6 @@ static void begin_rows(decode_state *s, const code_rows *k, int32_t first, int32
     }
 }
 
-/* A row's l. */
-static __m512 lanes_of_row(const decode_state *s, int32_t row)
-{
-    if (s->few) return _mm512_load_ps(s->set->l + row * HR_INTEGER_LANES);
-    ALIGNED float l[HR_INTEGER_LANES];
-    for (int32_t i = 0; i < HR_INTEGER_LANES; i++)
-        l[i] = s->set[row / SET_ROWS].l[i / 4 * 16 + row % SET_ROWS * 4 + i % 4];
-    return _mm512_load_ps(l);
-}
-
 /* Where O's row has a channel. */
 static int32_t place_in_output(const code_rows *v, bool nibbles, int32_t channel)
 {
@@ -139,7 +98,7 @@ static int32_t place_in_output(const code_rows *v, bool nibbles, int32_t channel
 }
 
 /* Step 7 for all rows; place: where O's row has each channel. */
-static void finish_rows(const decode_state *s, const uint16_t *place)
+static void finish_rows(decode_state *s, const uint16_t *place)
 {
     const int32_t head_dim = s->args->head_dim;
     for (int32_t row = 0; row < s->rows; row++) {
@@ -202,27 +161,6 @@ INLINE void decode_tile(decode_state *s, const code_rows *k, const code_rows *v,
     }
 }
 
-/* The keys of a range that rows see, and its first tile. */
-static void enter_range(decode_state *s, const hr_kernel_range *range)
-{
-    for (int32_t row = 0; row < s->rows; row++) {
-        int32_t query;
-        const hr_kernel_args *args = args_of(s, row, &query);
-        hr_kernel_row_range(args, range, query, &s->lo[row], &s->hi[row]);
-    }
-    s->first = range->begin / DECODE_TILE * DECODE_TILE;
-}
-
-/* The range's part of the tile at s->first. */
-static void enter_tile(decode_state *s, const hr_kernel_range *range)
-{
-    const int32_t left = s->args->seqlen_kv - s->first, end = range->end - s->first;
-    s->count = left < DECODE_TILE ? left : DECODE_TILE;
-    s->from = range->begin > s->first ? (range->begin - s->first) / 64 * 64 : 0;
-    s->to = end < DECODE_TILE ? (end + 63) / 64 * 64 : DECODE_TILE;
-    s->end = s->count < s->to ? s->count : s->to;
-}
-
 /* All tiles of a range. */
 INLINE void decode_range(decode_state *s, const hr_kernel_range *range, const code_rows *k,
                          const code_rows *v, code_kind kind, int32_t k_bytes, int32_t v_bytes)
@@ -233,24 +171,6 @@ INLINE void decode_range(decode_state *s, const hr_kernel_range *range, const co
         walk_to(&s->walk, s->args, k, v, s->first, s->count, tile_cost(s, k->parts + v->parts));
         decode_tile(s, k, v, kind, k_bytes, v_bytes);
     }
-}
-
-/* Rows that have seen nothing. */
-static void clear_rows(decode_state *s)
-{
-    const int32_t padded = (s->rows + 15) / 16 * 16;
-    memset(s->o, 0, (size_t)(padded * s->vectors) * sizeof(__m512i));
-    for (int32_t row = 0; row < padded; row++) {
-        memset(s->set[row / SET_ROWS].l, 0, sizeof s->set->l);
-        s->m[row] = s->largest[row] = -INFINITY;
-        s->e[row] = HR_INTEGER_NO_TILE;
-        s->a[row] = 0;
-        s->lo[row] = s->hi[row] = 0;
-    }
-    s->shaped = false;
-    s->cap = hr_integer_cap_of(s->args->softcap);
-    s->walk.found = -1;
-    s->exponents.f = INT32_MIN; /* no tile's F */
 }
 
 /* The body of the decode kernels; `kind` is a constant, and so are the bytes unless 0. */

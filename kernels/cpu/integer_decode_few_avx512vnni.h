@@ -6,27 +6,7 @@
 #ifndef HEADROOM_INTEGER_DECODE_FEW_AVX512VNNI_H
 #define HEADROOM_INTEGER_DECODE_FEW_AVX512VNNI_H
 
-#include "integer_decode_state_avx512vnni.h"
-
-INLINE float *few_x(decode_state *s, int32_t row)
-{
-    return s->set->x + row * X_STRIDE;
-}
-
-INLINE uint16_t *few_y(decode_state *s, int32_t row)
-{
-    return s->set->y + row * DECODE_TILE;
-}
-
-INLINE uint8_t *few_p(decode_state *s, int32_t row)
-{
-    return s->set->p[0] + row * DECODE_TILE;
-}
-
-INLINE float *few_l(decode_state *s, int32_t row)
-{
-    return s->set->l + row * HR_INTEGER_LANES;
-}
+#include "integer_decode_pair_softmax_avx512vnni.h"
 
 /* a's lanes 0 and 2 and b's, each with the lane after it added. */
 INLINE __m512i add_lanes(__m512i a, __m512i b)
@@ -81,106 +61,8 @@ INLINE void score_keys(decode_state *s, const code_rows *k, const code_rows *v, 
         __m512i total = add_lanes(sum[r][0], sum[r][1]);
         if (!k->paired) total = add_lanes(total, add_lanes(sum[r][2], sum[r][3]));
         total = _mm512_add_epi32(total, _mm512_set1_epi32(s->init[r]));
-        _mm512_store_ps(few_x(s, r) + key, _mm512_castsi512_ps(total));
+        _mm512_store_ps(row_x(s, r) + key, _mm512_castsi512_ps(total));
     }
-}
-
-/* Step 3 but N for one or two rows: their least Y to n. rows and masked are constants. */
-INLINE void few_logits(decode_state *s, const code_rows *k, const code_rows *v, int rows,
-                       bool masked, __m512i *n)
-{
-    const uint32_t from = masked ? (uint32_t)s->from : 0;
-    const uint32_t to = masked ? (uint32_t)s->to : DECODE_TILE;
-    __m512i least[2];
-    __m512 a[2];
-#pragma GCC unroll 2
-    for (int r = 0; r < rows; r++) {
-        least[r] = _mm512_set1_epi16(-1);
-        a[r] = _mm512_set1_ps(s->a[r]);
-    }
-    for (uint32_t j = from; j < to; j += 32) {
-        prefetch_share(&s->walk.ahead, k, v, SOFTMAX_COST / 16 * rows);
-#pragma GCC unroll 2
-        for (int r = 0; r < rows; r++) {
-            __m512i y = round_logits(s, r, j, a[r], _mm512_setzero_ps(), masked, false);
-            least[r] = _mm512_min_epu16(least[r], y);
-            _mm512_store_si512(few_y(s, r) + j, y);
-        }
-    }
-#pragma GCC unroll 2
-    for (int r = 0; r < rows; r++)
-        *n = _mm512_mask_broadcastd_epi32(*n, (__mmask16)(1 << r), least_word(least[r]));
-}
-
-/*
- * Step 4: P in 4 blocks of 64 keys, dword 4 L + i of a block its keys 16 i + 4 L. Keys that are not
- * seen are 65535 in y and have no weight. All but s are constants.
- */
-INLINE void few_weights(decode_state *s, const code_rows *k, const code_rows *v, int rows,
-                        bool wide, bool half)
-{
-    const weight_constants c = load_weight_constants();
-    __m512i sum[2], rest[2], top[2];
-#pragma GCC unroll 2
-    for (int r = 0; r < rows; r++) {
-        top[r] = _mm512_set1_epi16((int16_t)(HR_INTEGER_TOP + s->least[r]));
-        sum[r] = rest[r] = _mm512_setzero_si512();
-    }
-    for (uint32_t j = (uint32_t)s->from; j < (uint32_t)s->to; j += 64) {
-        const tile_columns *columns = &s->columns[j / HR_MICRO_COLUMNS];
-        __m512i e[4];
-        prefetch_share(&s->walk.ahead, k, v, SOFTMAX_COST / 8 * rows);
-#pragma GCC unroll 4
-        for (int i = 0; i < 2 * rows; i++)
-            e[i] = _mm512_subs_epu16(top[i / 2],
-                                     _mm512_load_si512(few_y(s, i / 2) + j + (uint32_t)i % 2 * 32));
-        weights_of(e, 2 * rows, &c, half);
-#pragma GCC unroll 4
-        for (int i = 0; i < 2 * rows; i++) {
-            const int at = i % 2 * 32;
-            add_weights(&sum[i / 2], e[i], _mm512_load_si512(columns->sum + at));
-            if (wide) add_weights(&rest[i / 2], e[i], _mm512_load_si512(columns->rest + at));
-        }
-        if (s->grouped) {
-#pragma GCC unroll 4
-            for (int i = 0; i < 2 * rows; i++)
-                _mm512_store_si512(few_y(s, i / 2) + j + (uint32_t)i % 2 * 32, e[i]);
-            continue;
-        }
-#pragma GCC unroll 2
-        for (int r = 0; r < rows; r++)
-            _mm512_store_si512(few_p(s, r) + j, pack_weights(e[2 * r], e[2 * r + 1], &c));
-    }
-#pragma GCC unroll 2
-    for (int r = 0; r < rows; r++) {
-        __m512 total = wide ? join_sums(sum[r], rest[r]) : _mm512_cvtepi32_ps(sum[r]);
-        __m512 factor = _mm512_set1_ps(s->beta[r]);
-        if (!s->exponents.even && !wide && s->largest[r] > -INFINITY)
-            total = sum_uneven_row(s, r, &factor);
-        const __m512 old = _mm512_mul_ps(_mm512_load_ps(few_l(s, r)), _mm512_set1_ps(s->alpha[r]));
-        _mm512_store_ps(few_l(s, r), _mm512_fmadd_ps(total, factor, old));
-    }
-}
-
-/* Steps 3, 4 and 6 but O. rows is a constant. */
-INLINE void few_softmax(decode_state *s, const code_rows *k, const code_rows *v, int rows)
-{
-    __m512i n = _mm512_setzero_si512();
-    if (s->shaped)
-        for (int32_t row = 0; row < rows; row++)
-            shape_row(s, row, &n);
-    else if (sees_all(s))
-        few_logits(s, k, v, rows, false, &n);
-    else
-        few_logits(s, k, v, rows, true, &n);
-    finish_logits(s, 0, n);
-    join_rows(s);
-    if (!s->half)
-        few_weights(s, k, v, rows, s->exponents.wide, false);
-    else if (s->exponents.wide)
-        few_weights(s, k, v, rows, true, true);
-    else
-        few_weights(s, k, v, rows, false, true);
 }
 
 static __attribute__((noinline)) void softmax_of_one(decode_state *s, const code_rows *k,
@@ -200,7 +82,7 @@ INLINE int32_t four_weights(decode_state *s, int32_t row, int32_t key)
 {
     const uint32_t at = (uint32_t)key;
     int32_t weights;
-    memcpy(&weights, few_p(s, row) + at / 64 * 64 + at % 16 / 4 * 16 + at % 64 / 16 * 4,
+    memcpy(&weights, row_p(s, row, 0) + at / 64 * 64 + at % 16 / 4 * 16 + at % 64 / 16 * 4,
            sizeof weights);
     return weights;
 }

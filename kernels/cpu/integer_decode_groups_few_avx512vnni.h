@@ -88,7 +88,7 @@ INLINE void score_unit_keys(group_state *t, const code_rows *k, const code_rows 
     }
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++)
-        _mm512_store_ps(few_x(s, r) + key, x[r]);
+        _mm512_store_ps(row_x(s, r) + key, x[r]);
 }
 
 /* P of one or two rows by groups, and from there to lane_weights. */
@@ -98,7 +98,7 @@ static void share_few(group_state *t, const code_rows *v)
     const int32_t groups = t->v.groups ? t->v.groups : 1;
     for (int32_t r = 0; r < s->rows; r++) {
         ALIGNED uint8_t p[MAX_GROUPS][DECODE_TILE];
-        const uint16_t *e = few_y(s, r);
+        const uint16_t *e = row_y(s, r);
         for (int32_t g = 0; g < groups; g++) {
             ALIGNED uint16_t shared[DECODE_TILE];
             __m512i most = _mm512_setzero_si512();

@@ -8,11 +8,13 @@
  *     l    [quad q][lane: row][4]                 lanes 4 q .. of hr_integer_lane
  *
  * so that one operation works for four rows and a row's constants lie in its lane. One or two rows
- * would waste lanes; they have each row's keys side by side, in the memory of the first set.
+ * would waste lanes, and blocks of K give a row's sums in one vector: these have each row's keys
+ * side by side, in a quarter of its set's memory.
  */
 #ifndef HEADROOM_INTEGER_DECODE_STATE_AVX512VNNI_H
 #define HEADROOM_INTEGER_DECODE_STATE_AVX512VNNI_H
 
+#include "block_list_avx512.h"
 #include "integer_decode_load_avx512vnni.h"
 
 enum {
@@ -57,6 +59,7 @@ typedef struct decode_state {
     __m512i start[DECODE_ROWS / SET_ROWS]; /* of the sums of S, as init lies in them */
     ALIGNED uint8_t k_zero[DECODE_TILE], v_zero[DECODE_TILE];
     tile_walk walk;
+    block_list ahead; /* where K and V are in blocks */
     double factor[DECODE_ROWS];
     float bias[DECODE_ROWS], slope[DECODE_ROWS]; /* natural units; of ALiBi, in units */
     int64_t diagonal[DECODE_ROWS];               /* the key at distance 0 */
@@ -74,7 +77,7 @@ typedef struct decode_state {
     int32_t step_cost; /* of a product of four keys, for prefetch_share; with one or two rows */
     bool half;         /* the CPU has AVX512-FP16 */
     bool precise;      /* P in I16 */
-    bool few;          /* decode_few does it */
+    bool few;          /* rows have their keys side by side: row_x, row_y, row_p and row_l */
     bool shaped;       /* logits are capped, or have ALiBi */
     bool grouped;      /* weights stay where y was: P is made later, for groups of channels */
     int8_t *q;         /* [rows] Q as its product with K takes it */
@@ -114,14 +117,24 @@ static void scale_factors(decode_state *s, int32_t f)
         s->a[row] = hr_integer_tile_factor(s->factor[row], unit);
 }
 
-/* Step 1, and a of step 2. */
-static void prepare_tile(decode_state *s, const code_rows *k, const code_rows *v)
+/* Prefetches rows of k and v or, where these are NULL, blocks. */
+INLINE void prefetch_meanwhile(decode_state *s, const code_rows *k, const code_rows *v,
+                               int32_t cost)
 {
-    prefetch_share(&s->walk.ahead, k, v, PREPARE_COST / 2);
+    if (k)
+        prefetch_share(&s->walk.ahead, k, v, cost);
+    else
+        prefetch_blocks(&s->ahead, cost);
+}
+
+/* Step 1, and a of step 2. */
+INLINE void prepare_tile(decode_state *s, const code_rows *k, const code_rows *v)
+{
+    prefetch_meanwhile(s, k, v, PREPARE_COST / 2);
     const hr_kernel_operand *k_rows = &s->args->k, *v_rows = &s->args->v;
     const int32_t head_dim = s->args->head_dim, f = s->exponents.f;
     const float k_max = gather_scales(k_rows, head_dim, s->first, s->count, s->k_scale);
-    prefetch_share(&s->walk.ahead, k, v, PREPARE_COST / 2);
+    prefetch_meanwhile(s, k, v, PREPARE_COST / 2);
     const float v_max = gather_scales(v_rows, head_dim, s->first, s->count, s->v_scale);
     s->exponents = scale_columns(s->k_scale, k_max, s->v_scale, v_max, s->count, s->columns);
     scale_factors(s, f);
@@ -145,10 +158,33 @@ INLINE __mmask16 visible_keys(const decode_state *s, int32_t row, int32_t key)
     return (__mmask16)(from & to);
 }
 
+/* What a row has in its set where each row's keys lie side by side (few). */
+INLINE float *row_x(decode_state *s, int32_t row)
+{
+    return s->set[row / SET_ROWS].x + row % SET_ROWS * DECODE_TILE;
+}
+
+INLINE uint16_t *row_y(decode_state *s, int32_t row)
+{
+    return s->set[row / SET_ROWS].y + row % SET_ROWS * DECODE_TILE;
+}
+
+/* plane: 1 for the low bits of P in I16 */
+INLINE uint8_t *row_p(decode_state *s, int32_t row, int plane)
+{
+    return s->set[row / SET_ROWS].p[plane] + row % SET_ROWS * DECODE_TILE;
+}
+
+INLINE float *row_l(decode_state *s, int32_t row)
+{
+    return s->set[row / SET_ROWS].l + row % SET_ROWS * HR_INTEGER_LANES;
+}
+
 /* x of 16 keys of a row. */
 INLINE __m512 sums_of(const decode_state *s, int32_t row, uint32_t key)
 {
-    if (s->few) return _mm512_load_ps(s->set->x + (uint32_t)row * X_STRIDE + key);
+    if (s->few)
+        return _mm512_load_ps(s->set[row / SET_ROWS].x + row % SET_ROWS * DECODE_TILE + key);
     const float *x = s->set[row / SET_ROWS].x + key * SET_ROWS + row % SET_ROWS * 4;
     __m512 sums = _mm512_castps128_ps512(_mm_load_ps(x));
     sums = _mm512_insertf32x4(sums, _mm_load_ps(x + 16), 1);
@@ -205,7 +241,7 @@ INLINE __m512i round_logits(const decode_state *s, int32_t row, uint32_t key, __
 INLINE void put_logits(decode_state *s, int32_t row, uint32_t key, __m512i y)
 {
     if (s->few) {
-        _mm512_store_si512(s->set->y + row * DECODE_TILE + key, y);
+        _mm512_store_si512(row_y(s, row) + key, y);
         return;
     }
     uint16_t *out = s->set[row / SET_ROWS].y + key * SET_ROWS + row % SET_ROWS * 8;
