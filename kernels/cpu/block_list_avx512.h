@@ -4,8 +4,9 @@
  *
  *     tile     256 keys: 16 blocks of K and 16 of V, each in one piece; blocks past the sequence
  *              repeat its last, as keys that are not there have no weight whatever their codes
- *     ahead    the next tile's blocks and scales, in chunks of four cache lines, into the
- *              second-level cache: a few at each step, in proportion to what steps cost
+ *     ahead    the next tile's blocks and scales, in chunks of four cache lines, of K and of V in
+ *              turn, into the second-level cache: a few at each step, in proportion to what steps
+ *              cost. Products prefetch again, into the first-level cache, what they come to soon
  */
 #ifndef HEADROOM_BLOCK_LIST_AVX512_H
 #define HEADROOM_BLOCK_LIST_AVX512_H
@@ -34,7 +35,7 @@ typedef struct tile_blocks {
 
 /* What is left of the next tile to prefetch. */
 typedef struct block_list {
-    ALIGNED const uint8_t *chunk[MAX_CHUNKS + 8];
+    ALIGNED const uint8_t *chunk[MAX_CHUNKS];
     int32_t count, done;
     int32_t credit; /* 1/4096 chunks due */
     int32_t share;  /* 1/4096 chunks a step of cost 1 */
@@ -52,18 +53,16 @@ static inline void find_blocks(const code_blocks *k, const code_blocks *v, int64
     }
 }
 
-/* A block's chunks to the end of the list. */
-DECODE_INLINE void list_chunks(block_list *list, const uint8_t *block, int64_t bytes)
+/* The chunks of a block of K and one of V, in turn. */
+DECODE_INLINE void list_chunks(block_list *list, const uint8_t *k, int64_t k_bytes,
+                               const uint8_t *v, int64_t v_bytes)
 {
-    const __m512i step = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
-    __m512i at =
-        _mm512_add_epi64(_mm512_set1_epi64((int64_t)(intptr_t)block), _mm512_slli_epi64(step, 8));
-    const int32_t count = (int32_t)((bytes + CHUNK_BYTES - 1) / CHUNK_BYTES);
-    for (int32_t i = 0; i < count; i += 8) {
-        _mm512_storeu_si512(list->chunk + list->count + i, at);
-        at = _mm512_add_epi64(at, _mm512_set1_epi64(8 * CHUNK_BYTES));
+    const uint8_t **chunk = list->chunk + list->count;
+    for (int64_t at = 0; at < k_bytes || at < v_bytes; at += CHUNK_BYTES) {
+        if (at < k_bytes) *chunk++ = k + at;
+        if (at < v_bytes) *chunk++ = v + at;
     }
-    list->count += count;
+    list->count = (int32_t)(chunk - list->chunk);
 }
 
 /* The scales of 16 keys a line, of four lines where they are in one piece. */
@@ -84,9 +83,8 @@ static inline void plan_blocks(block_list *list, const tile_blocks *tile, const 
     list->count = list->done = list->credit = 0;
     for (int32_t b = 0; b < TILE_BLOCKS; b++) {
         list_scales(list, k->operand, first + b * BLOCK_KEYS);
-        list_chunks(list, tile->k[b], k->bytes);
         list_scales(list, v->operand, first + b * BLOCK_KEYS);
-        list_chunks(list, tile->v[b], v->bytes);
+        list_chunks(list, tile->k[b], k->bytes, tile->v[b], v->bytes);
     }
     list->share = list->count * 4096 / cost + 1;
 }

@@ -123,7 +123,7 @@ static int32_t blocks_cost(blocks_state *t)
     const int32_t memory = lines * LINE_COST - rest;
     const int32_t each = memory > 2 * products ? memory / 2 : products;
     t->key_cost = each / (DECODE_TILE / 64 * sets * head_dim / 8);
-    const int32_t most = s->rows % SET_ROWS == 0 || s->precise ? 4 : 8;
+    const int32_t most = vectors_at_once(s);
     const int32_t passes = (s->vectors + most - 1) / most * (s->precise ? (s->rows + 1) / 2 : sets);
     t->value_cost = each / (DECODE_TILE / 4 * passes);
     return 2 * each + rest;

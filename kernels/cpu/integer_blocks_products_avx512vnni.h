@@ -22,6 +22,8 @@
 #endif
 #endif
 
+enum { NEAR_BLOCKS = 2 /* of V that are prefetched before they are read */ };
+
 /* A task of blocks. */
 typedef struct blocks_state {
     decode_state s;
@@ -39,6 +41,14 @@ INLINE __m512i broadcast_dword(const void *dword)
     return _mm512_set1_epi32(x);
 }
 
+/* A line of each of four blocks, into the first-level cache. */
+INLINE void prefetch_lines(const uint8_t *const *blocks, int32_t at)
+{
+    UNROLL
+    for (int c = 0; c < 4; c++)
+        _mm_prefetch((const char *)blocks[c] + at, _MM_HINT_T0);
+}
+
 /* x of 64 keys of the rows [row, row + rows), which have one set. rows is a constant. */
 INLINE void score_keys_of(blocks_state *t, int32_t row, int rows, int32_t key)
 {
@@ -46,6 +56,8 @@ INLINE void score_keys_of(blocks_state *t, int32_t row, int rows, int32_t key)
     const uint8_t *const *k = t->tile->k + key / BLOCK_KEYS;
     const int32_t bytes = s->args->head_dim * BLOCK_KEYS;
     const int8_t *q = s->q + row * s->k_channels;
+    /* The next 64 keys, or V's first. */
+    const uint8_t *const *const near = key + 64 < DECODE_TILE ? k + 4 : t->tile->v;
     __m512i sum[SET_ROWS][4];
     UNROLL
     for (int r = 0; r < rows; r++) {
@@ -61,6 +73,7 @@ INLINE void score_keys_of(blocks_state *t, int32_t row, int rows, int32_t key)
             UNROLL
             for (int c = 0; c < 4; c++)
                 line[c] = _mm512_load_si512(k[c] + at + half * PART);
+            if (row == 0) prefetch_lines(near, at + half * PART);
             UNROLL
             for (int r = 0; r < rows; r++) {
                 const __m512i four = broadcast_dword(q + 4 * r);
@@ -99,6 +112,22 @@ static __attribute__((noinline)) void score_blocks(blocks_state *t)
             }
 }
 
+INLINE void prefetch_vectors(const uint8_t *v, int vectors)
+{
+    UNROLL
+    for (int i = 0; i < vectors; i++)
+        _mm_prefetch((const char *)v + i * PART, _MM_HINT_T0);
+}
+
+/* What is read two blocks later: of V or, after its last vectors, of the next tile's K. */
+INLINE const uint8_t *near_values(const blocks_state *t, int32_t block, int32_t vector, int vectors)
+{
+    const int32_t near = block + NEAR_BLOCKS, next = vector + vectors;
+    if (near < TILE_BLOCKS) return t->tile->v[near] + (int64_t)vector * PART;
+    if (next < t->s.vectors) return t->tile->v[near - TILE_BLOCKS] + (int64_t)next * PART;
+    return t->next->k[near - TILE_BLOCKS];
+}
+
 /*
  * T of the rows [row, row + rows), which have one set, and `vectors` vectors of channels from
  * `vector` on, to O. With P in I16 each row's high and low bits are two rows here. All but t, row
@@ -122,14 +151,18 @@ INLINE void sum_values_of(blocks_state *t, int32_t row, int rows, int32_t vector
     }
     for (int32_t block = s->from / BLOCK_KEYS; block * BLOCK_KEYS < s->end; block++) {
         const uint8_t *v = blocks[block] + (int64_t)vector * PART;
+        const uint8_t *near = near_values(t, block, vector, vectors);
         const uint8_t *weights = p + block / 4 * 64 + block % 4 * 4;
 #pragma GCC unroll 1
-        for (int quad = 0; quad < 4; quad++, v += quad_bytes, weights += 16) {
+        for (int quad = 0; quad < 4; quad++, weights += 16) {
             __m512i line[8];
             prefetch_blocks(&s->ahead, t->value_cost);
             UNROLL
             for (int i = 0; i < vectors; i++)
                 line[i] = _mm512_load_si512(v + i * PART);
+            if (row == 0) prefetch_vectors(near, vectors);
+            v += quad_bytes;
+            near += quad_bytes;
             UNROLL
             for (int r = 0; r < all; r++) {
                 const __m512i four = broadcast_dword(
@@ -151,52 +184,68 @@ INLINE void sum_values_of(blocks_state *t, int32_t row, int rows, int32_t vector
     }
 }
 
-/* The same for all channels, `most` vectors at a time. most, rows and precise are constants. */
-INLINE void sum_all_values(blocks_state *t, int32_t row, int rows, int most, bool precise)
+/* Vectors of T of a row that are summed at once: 16 sums in all, or 24 of three rows. */
+INLINE int32_t vectors_at_once(const decode_state *s)
 {
-    const int32_t vectors = t->s.vectors;
-    int32_t vector = 0;
-    for (; vector + most <= vectors; vector += most)
-        sum_values_of(t, row, rows, vector, most, precise);
-    if (most == 8 && vector + 4 <= vectors) {
-        sum_values_of(t, row, rows, vector, 4, precise);
-        vector += 4;
-    }
-    if (vector + 2 <= vectors) {
-        sum_values_of(t, row, rows, vector, 2, precise);
-        vector += 2;
-    }
-    if (vector < vectors) sum_values_of(t, row, rows, vector, 1, precise);
+    const int32_t rows = s->precise ? 2 * s->rows : s->rows;
+    return rows < SET_ROWS ? 8 : 4;
 }
 
-/* T and O of all rows. precise is a constant. */
-static __attribute__((noinline)) void add_block_values(blocks_state *t)
+/* The same for all rows. vectors and precise are constants. */
+INLINE void sum_vectors_of(blocks_state *t, int32_t vector, int vectors, bool precise)
 {
     const int32_t rows = t->s.rows;
+    if (precise) {
+        for (int32_t row = 0; row < rows; row += 2)
+            if (rows - row == 1)
+                sum_values_of(t, row, 1, vector, vectors, true);
+            else if (vectors <= 4)
+                sum_values_of(t, row, 2, vector, vectors, true);
+        return;
+    }
     for (int32_t row = 0; row < rows; row += SET_ROWS)
         switch (rows - row) {
         case 1:
-            sum_all_values(t, row, 1, 8, false);
+            sum_values_of(t, row, 1, vector, vectors, false);
             break;
         case 2:
-            sum_all_values(t, row, 2, 8, false);
+            sum_values_of(t, row, 2, vector, vectors, false);
             break;
         case 3:
-            sum_all_values(t, row, 3, 8, false);
+            sum_values_of(t, row, 3, vector, vectors, false);
             break;
         default:
-            sum_all_values(t, row, 4, 4, false);
+            if (vectors <= 4) sum_values_of(t, row, 4, vector, vectors, false);
         }
+}
+
+/* T and O of all rows and channels, as many vectors at a time as there are registers for sums. */
+INLINE void sum_all_values(blocks_state *t, bool precise)
+{
+    const decode_state *s = &t->s;
+    const int32_t vectors = s->vectors, most = vectors_at_once(s);
+    for (int32_t vector = 0, count; vector < vectors; vector += count) {
+        const int32_t left = vectors - vector;
+        count = left >= most ? most : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        if (count == 8)
+            sum_vectors_of(t, vector, 8, precise);
+        else if (count == 4)
+            sum_vectors_of(t, vector, 4, precise);
+        else if (count == 2)
+            sum_vectors_of(t, vector, 2, precise);
+        else
+            sum_vectors_of(t, vector, 1, precise);
+    }
+}
+
+static __attribute__((noinline)) void add_block_values(blocks_state *t)
+{
+    sum_all_values(t, false);
 }
 
 static __attribute__((noinline)) void add_precise_values(blocks_state *t)
 {
-    const int32_t rows = t->s.rows;
-    for (int32_t row = 0; row < rows; row += 2)
-        if (rows - row == 1)
-            sum_all_values(t, row, 1, 8, true);
-        else
-            sum_all_values(t, row, 2, 4, true);
+    sum_all_values(t, true);
 }
 
 #endif
