@@ -28,6 +28,10 @@ enum { HR_KERNEL_REASON_BYTES = 256 };
 hr_kernel_fit hr_kernel_check(const hr_kernel_info *info, const hr_kernel_query *query,
                               uint32_t isa_mask, char reason[HR_KERNEL_REASON_BYTES]);
 
+/* hr_kv_cache_layouts for any machine: pure, like the choice of a kernel. */
+hr_status hr_kernel_cache_layouts(const hr_recipe *recipe, int32_t head_dim, uint32_t isa_mask,
+                                  hr_layout *k, hr_layout *v) HR_NODISCARD;
+
 /* The row behind an info that hr_kernel_find or hr_kernel_at returned. */
 const hr_kernel *hr_kernel_of(const hr_kernel_info *info);
 

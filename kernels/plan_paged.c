@@ -5,6 +5,8 @@
  * token alike (headroom/kv_cache.h). So slot s of page p is num_kv_heads * page_size * p + s rows
  * after the head's first row in page 0, and one number finds codes and scales.
  */
+#include "dispatch.h"
+#include "isa.h"
 #include "kv_cache_internal.h"
 #include "plan.h"
 #include "status_internal.h"
@@ -61,4 +63,44 @@ hr_status hr_plan_check_cache(const hr_plan *plan, const hr_plan_io *io)
     HR_TRY(hr_plan_check_rope("the cache's k", &cache->rope, &problem->rope));
     return hr_paging_check(&problem->paging, problem->batch, problem->cu_seqlens_kv,
                            cache->num_pages);
+}
+
+/*
+ * The first row made for decode that reads some layouts of a cache is the fastest there; its
+ * layouts are taken if rows of the table do all that can be asked of a cache.
+ */
+hr_status hr_kernel_cache_layouts(const hr_recipe *recipe, int32_t head_dim, uint32_t isa_mask,
+                                  hr_layout *k, hr_layout *v)
+{
+    char reason[HR_KERNEL_REASON_BYTES];
+    hr_kernel_query decode = {
+        .recipe = *recipe, .head_dim = head_dim, .seqlen_q = 1, .features = HR_FEATURE_PAGED};
+    HR_TRY(hr_recipe_normalize(&decode.recipe));
+    hr_kernel_query all = decode;
+    all.seqlen_q = 0;
+    all.features = (1u << HR_FEATURE_COUNT) - 1;
+    for (int i = 0; i < hr_kernels_count; i++) {
+        const hr_kernel_info *info = &hr_kernels[i].info, *row;
+        if (info->max_seqlen_q == 0) continue;
+        decode.k_layout = all.k_layout = info->k_layout;
+        decode.v_layout = all.v_layout = info->v_layout;
+        if (hr_kernel_check(info, &decode, isa_mask, reason) != HR_KERNEL_FITS ||
+            hr_kernel_find(&all, isa_mask, &row) != HR_OK)
+            continue;
+        *k = info->k_layout;
+        *v = info->v_layout;
+        return HR_OK;
+    }
+    decode.k_layout = decode.v_layout = *k = *v = HR_LAYOUT_ROWS;
+    const hr_kernel_info *row;
+    return hr_kernel_find(&decode, isa_mask, &row);
+}
+
+hr_status hr_kv_cache_layouts(const hr_recipe *recipe, int32_t head_dim, hr_layout *k, hr_layout *v)
+{
+    if (!recipe || !k || !v)
+        return hr_fail(HR_ERROR_INVALID_ARGUMENT, "recipe, k and v must not be NULL");
+    uint32_t usable;
+    HR_TRY(hr_isa_usable(HR_DEVICE_CPU, &usable));
+    return hr_kernel_cache_layouts(recipe, head_dim, usable, k, v);
 }

@@ -5,8 +5,8 @@
  *
  * Cases walk the shapes of the kernel check and lengths at the edges of pages; page sizes, recipes,
  * features, fills and rope are taken in rotation. Sequences are appended in chunks of random sizes
- * to pages in random order. HEADROOM_SEED and HEADROOM_FILTER are those of check_kernels;
- * HEADROOM_QUICK=1 runs every third case, chosen by the seed.
+ * to pages in random order, over what was there before. HEADROOM_SEED and HEADROOM_FILTER are those
+ * of check_kernels; HEADROOM_QUICK=1 runs every third case, chosen by the seed.
  */
 #include <criterion/criterion.h>
 #include <fnmatch.h>
@@ -141,6 +141,24 @@ static hr_tensor slice_tokens(const hr_tensor *x, int64_t first, int64_t count)
     return part;
 }
 
+/* Pages have been others' before: tokens of the same sizes in all slots. */
+static void fill_with_others(paged_case *test)
+{
+    const int64_t slots = (int64_t)test->num_pages * test->page_size;
+    const int64_t tokens = test->base.k.shape[0];
+    int64_t *mapping = allocate((size_t)tokens, sizeof *mapping);
+    for (int64_t first = 0; first < slots && tokens > 0; first += tokens) {
+        const int64_t count = slots - first < tokens ? slots - first : tokens;
+        const hr_tensor k = slice_tokens(&test->base.k, 0, count);
+        const hr_tensor v = slice_tokens(&test->base.v, 0, count);
+        for (int64_t i = 0; i < count; i++)
+            mapping[i] = first + i;
+        cr_assert_eq(hr_kv_cache_append(test->cache, &k, &v, test->positions_kv, mapping), HR_OK,
+                     "%s", hr_last_error());
+    }
+    free(mapping);
+}
+
 static void fill_cache(paged_case *test, check_random *random)
 {
     const int64_t tokens = test->base.k.shape[0];
@@ -162,16 +180,16 @@ static hr_paging paging_of(const paged_case *test)
                        .block_table = test->block_table};
 }
 
-static void gather(const paged_case *test, hr_operand operand, hr_packed *out)
+static void gather(const paged_case *test, hr_operand operand, hr_layout layout, hr_packed *out)
 {
     hr_paging paging = paging_of(test);
     cr_assert_eq(hr_kv_cache_gather(test->cache, operand, &paging, test->base.shape.batch,
-                                    test->base.shape.cu_seqlens_kv, HR_LAYOUT_ROWS, out),
+                                    test->base.shape.cu_seqlens_kv, layout, out),
                  HR_OK, "%s", hr_last_error());
 }
 
 /* Static scales and the mean come from packing the whole, as a profile's would. */
-static void make_cache(paged_case *test)
+static void make_cache(paged_case *test, const hr_kernel_info *row)
 {
     const check_shape *shape = &test->base.shape;
     hr_pack_options k_options = {.batch = shape->batch,
@@ -197,6 +215,8 @@ static void make_cache(paged_case *test)
         .k_scale = test->recipe.k.dynamic ? NULL : k.scale,
         .v_scale = test->recipe.v.dynamic ? NULL : v.scale,
         .k_mean = k.mean,
+        .k_layout = row->k_layout,
+        .v_layout = row->v_layout,
     };
     cr_assert_eq(hr_kv_cache_create(&options, &test->cache), HR_OK, "%s", hr_last_error());
     hr_packed_free(&k);
@@ -221,7 +241,11 @@ static hr_plan *make_plan(const paged_case *test, const hr_kernel_info *row, boo
 {
     hr_attention_problem problem = test->base.problem;
     problem.rope = test->rope;
-    if (paged) problem.paging = paging_of(test);
+    if (paged) {
+        problem.paging = paging_of(test);
+        problem.paging.k_layout = row->k_layout;
+        problem.paging.v_layout = row->v_layout;
+    }
     hr_plan_options options = {.kernel = row->name};
     hr_plan *plan;
     cr_assert_eq(hr_plan_create(&problem, &test->recipe, &options, &plan), HR_OK, "%s: %s",
@@ -277,10 +301,11 @@ static void run_case(const hr_kernel_info *row, paged_case *test, row_result *re
     make_case(&test->base);
     make_block_table(test, &random);
     make_positions(test);
-    make_cache(test);
+    make_cache(test, row);
+    fill_with_others(test);
     fill_cache(test, &random);
-    gather(test, HR_OPERAND_K, &test->packed.k);
-    gather(test, HR_OPERAND_V, &test->packed.v);
+    gather(test, HR_OPERAND_K, row->k_layout, &test->packed.k);
+    gather(test, HR_OPERAND_V, row->v_layout, &test->packed.v);
     check_row(row, test, result);
     hr_packed_layer_free(&test->packed);
     hr_kv_cache_free(test->cache);

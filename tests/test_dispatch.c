@@ -167,7 +167,12 @@ Test(dispatch, decode_kernels_take_short_queries_only)
     for (int i = 0; i < hr_kernel_count(); i++) {
         const hr_kernel_info *row = hr_kernel_at(i);
         if (row->max_seqlen_q == 0) continue;
-        hr_kernel_query query = {.head_dim = 64, .name = row->name};
+        /* Rows for caches are told apart by the layouts that they read. */
+        hr_kernel_query query = {.head_dim = 64,
+                                 .features = row->features & HR_FEATURE_PAGED,
+                                 .k_layout = row->k_layout,
+                                 .v_layout = row->v_layout,
+                                 .name = row->name};
         query.recipe.q.dtype = row->q_dtype;
         query.recipe.k.dtype = row->k_dtype;
         query.recipe.v.dtype = row->v_dtype;
@@ -186,6 +191,50 @@ Test(dispatch, decode_kernels_take_short_queries_only)
         cr_assert_eq(hr_kernel_find(&query, 1u << row->isa | portable_only, &found), HR_OK);
         cr_assert_eq(found, row);
     }
+}
+
+/* Whatever the machine, a cache of the layouts it asks for is read, by any problem. */
+Test(dispatch, layouts_of_caches_serve_every_problem)
+{
+    static const char *const recipes[] = {"bf16",
+                                          "fp8",
+                                          "int8",
+                                          "int8:p.dtype=i16",
+                                          "int8-fp8",
+                                          "int4",
+                                          "int4:kv.dtype=u4",
+                                          "int8:v.dtype=c4",
+                                          "int8:k.granularity=group32"};
+    static const char *const machines[] = {"portable",
+                                           "avx2",
+                                           "avx2,avx512",
+                                           "avx2,avx512,avx512vnni",
+                                           "avx2,avx512,avx512vnni,avx512fp16",
+                                           "neon",
+                                           "neon,neoni8mm"};
+    for (size_t i = 0; i < sizeof recipes / sizeof recipes[0]; i++)
+        for (size_t m = 0; m < sizeof machines / sizeof machines[0]; m++) {
+            uint32_t mask;
+            cr_assert_eq(hr_isa_parse(machines[m], &mask), HR_OK);
+            hr_kernel_query query = query_for(recipes[i], 128, (1u << HR_FEATURE_COUNT) - 1);
+            cr_assert_eq(
+                hr_kernel_cache_layouts(&query.recipe, 128, mask, &query.k_layout, &query.v_layout),
+                HR_OK, "%s: %s", recipes[i], hr_last_error());
+            const hr_kernel_info *row;
+            cr_expect_eq(hr_kernel_find(&query, mask, &row), HR_OK, "%s with %s: %s", recipes[i],
+                         machines[m], hr_last_error());
+            query.features = HR_FEATURE_PAGED;
+            query.seqlen_q = 1;
+            cr_expect_eq(hr_kernel_find(&query, mask, &row), HR_OK, "%s with %s: %s", recipes[i],
+                         machines[m], hr_last_error());
+            cr_expect_eq(row->k_layout, query.k_layout);
+            if (row->isa == HR_ISA_AVX512VNNI || row->isa == HR_ISA_AVX512FP16) continue;
+            cr_expect_eq(query.k_layout, HR_LAYOUT_ROWS, "%s", row->name);
+        }
+    hr_layout k, v;
+    hr_recipe recipe = query_for("int8", 64, 0).recipe;
+    cr_expect_eq(hr_kv_cache_layouts(&recipe, 60, &k, &v), HR_ERROR_UNSUPPORTED);
+    cr_expect_eq(hr_kv_cache_layouts(NULL, 64, &k, &v), HR_ERROR_INVALID_ARGUMENT);
 }
 
 Test(dispatch, rows_are_well_formed)

@@ -184,7 +184,9 @@ static hr_status make_cache(const bench_job *job, const hr_layer_scales *scales,
                                          .k_scale = scales->k,
                                          .v_scale = scales->v,
                                          .k_mean = scales->k_mean,
-                                         .hadamard_seed = scales->hadamard_seed};
+                                         .hadamard_seed = scales->hadamard_seed,
+                                         .k_layout = job->problem.paging.k_layout,
+                                         .v_layout = job->problem.paging.v_layout};
     int64_t *slots = malloc((size_t)total_kv(job) * sizeof *slots);
     if (!slots) return HR_ERROR_OUT_OF_MEMORY;
     for (int32_t t = 0; t < total_kv(job); t++) {
@@ -284,6 +286,21 @@ static int make_operands(bench_job *job, int64_t cold_bytes)
     return code;
 }
 
+/* The layouts of the cache: those a named kernel reads, or those that decode fastest. */
+static hr_status choose_layouts(bench_job *job, const char *kernel)
+{
+    hr_paging *paging = &job->problem.paging;
+    for (int i = 0; kernel && i < hr_kernel_count(); i++) {
+        const hr_kernel_info *row = hr_kernel_at(i);
+        if (strcmp(row->name, kernel) != 0) continue;
+        paging->k_layout = row->k_layout;
+        paging->v_layout = row->v_layout;
+        return HR_OK;
+    }
+    return hr_kv_cache_layouts(&job->recipe, job->shape.head_dim, &paging->k_layout,
+                               &paging->v_layout);
+}
+
 int bench_job_create(bench_job *job, const bench_job_options *options)
 {
     memset(job, 0, sizeof *job);
@@ -291,6 +308,10 @@ int bench_job_create(bench_job *job, const bench_job_options *options)
     job->shape = options->shape;
     job->recipe = *options->recipe;
     int code = set_problem(job, options->mask);
+    if (code == CLI_OK && job->shape.page_size > 0) {
+        hr_status status = choose_layouts(job, options->kernel);
+        if (status != HR_OK) code = fail(job, status);
+    }
     const hr_plan_options plan_options = {
         .kernel = options->kernel, .threads = options->threads, .device = options->device};
     if (code == CLI_OK) {

@@ -276,6 +276,14 @@ HR_API void hr_plan_free(hr_plan *plan);
 HR_API const hr_kernel_info *hr_plan_kernel(const hr_plan *plan);
 HR_API hr_layer_layouts hr_plan_layouts(const hr_plan *plan);
 
+/*
+ * The layouts that a cache of this recipe's K and V decodes fastest from on this machine:
+ * HR_LAYOUT_BLOCKS_K and _V where kernels read these for any problem, prefill included, else
+ * HR_LAYOUT_ROWS. For hr_kv_cache_options and then hr_paging. Follows hr_isa_mask.
+ */
+HR_API hr_status hr_kv_cache_layouts(const hr_recipe *recipe, int32_t head_dim, hr_layout *k,
+                                     hr_layout *v) HR_NODISCARD;
+
 /* Floating-point operations the mask leaves: 4 * head_dim * num_heads * visible (i, j) pairs. */
 HR_API double hr_plan_flops(const hr_plan *plan);
 

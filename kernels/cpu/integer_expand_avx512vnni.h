@@ -1,5 +1,5 @@
 /*
- * Rows of K and V, in pages or not, as the tiles that the AVX-512 VNNI body reads.
+ * Rows or blocks of K and V, in pages or not, as the tiles that the AVX-512 VNNI body reads.
  */
 #ifndef HEADROOM_INTEGER_EXPAND_AVX512VNNI_H
 #define HEADROOM_INTEGER_EXPAND_AVX512VNNI_H
@@ -14,7 +14,12 @@ hr_integer_vnni_tile hr_integer_expand_avx512vnni(const hr_kernel_args *args,
                                                   const hr_kernel_range *range, int32_t first,
                                                   void *expanded);
 
-/* All the scratch an entry with this loader needs: the body's and the expanded tiles. */
+/* The same for K in HR_LAYOUT_BLOCKS_K and V in HR_LAYOUT_BLOCKS_V. */
+hr_integer_vnni_tile hr_integer_expand_blocks_avx512vnni(const hr_kernel_args *args,
+                                                         const hr_kernel_range *range,
+                                                         int32_t first, void *expanded);
+
+/* All the scratch an entry with either loader needs: the body's and the expanded tiles. */
 size_t hr_integer_expand_avx512vnni_scratch(int32_t head_dim);
 
 #endif
