@@ -57,11 +57,16 @@ static uint32_t features(const bench_case *c)
 
 hr_status bench_case_find(const bench_case *c, const char *kernel)
 {
-    const hr_kernel_query query = {.recipe = c->recipe,
-                                   .head_dim = c->shape.head_dim,
-                                   .seqlen_q = c->shape.seqlen_q,
-                                   .features = features(c),
-                                   .name = kernel};
+    hr_kernel_query query = {.recipe = c->recipe,
+                             .head_dim = c->shape.head_dim,
+                             .seqlen_q = c->shape.seqlen_q,
+                             .features = features(c),
+                             .name = kernel};
+    if (c->shape.page_size > 0) {
+        hr_status status =
+            bench_layouts(&c->recipe, c->shape.head_dim, kernel, &query.k_layout, &query.v_layout);
+        if (status != HR_OK) return status;
+    }
     const hr_kernel_info *found;
     return hr_kernel_find(&query, kernel ? UINT32_MAX : hr_isa_mask(), &found);
 }

@@ -286,19 +286,17 @@ static int make_operands(bench_job *job, int64_t cold_bytes)
     return code;
 }
 
-/* The layouts of the cache: those a named kernel reads, or those that decode fastest. */
-static hr_status choose_layouts(bench_job *job, const char *kernel)
+hr_status bench_layouts(const hr_recipe *recipe, int32_t head_dim, const char *kernel, hr_layout *k,
+                        hr_layout *v)
 {
-    hr_paging *paging = &job->problem.paging;
     for (int i = 0; kernel && i < hr_kernel_count(); i++) {
         const hr_kernel_info *row = hr_kernel_at(i);
         if (strcmp(row->name, kernel) != 0) continue;
-        paging->k_layout = row->k_layout;
-        paging->v_layout = row->v_layout;
+        *k = row->k_layout;
+        *v = row->v_layout;
         return HR_OK;
     }
-    return hr_kv_cache_layouts(&job->recipe, job->shape.head_dim, &paging->k_layout,
-                               &paging->v_layout);
+    return hr_kv_cache_layouts(recipe, head_dim, k, v);
 }
 
 int bench_job_create(bench_job *job, const bench_job_options *options)
@@ -309,7 +307,9 @@ int bench_job_create(bench_job *job, const bench_job_options *options)
     job->recipe = *options->recipe;
     int code = set_problem(job, options->mask);
     if (code == CLI_OK && job->shape.page_size > 0) {
-        hr_status status = choose_layouts(job, options->kernel);
+        hr_paging *paging = &job->problem.paging;
+        hr_status status = bench_layouts(&job->recipe, job->shape.head_dim, options->kernel,
+                                         &paging->k_layout, &paging->v_layout);
         if (status != HR_OK) code = fail(job, status);
     }
     const hr_plan_options plan_options = {

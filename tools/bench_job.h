@@ -47,6 +47,10 @@ typedef struct bench_job {
     int32_t rounds;      /* of all copies that are timed together; 0: one */
 } bench_job;
 
+/* Of a cache: the layouts that a named kernel reads, or those that decode fastest. */
+hr_status bench_layouts(const hr_recipe *recipe, int32_t head_dim, const char *kernel, hr_layout *k,
+                        hr_layout *v);
+
 /* Release with bench_job_free, on failure too. The name must live as long as the job. */
 int bench_job_create(bench_job *job, const bench_job_options *options);
 void bench_job_free(bench_job *job);
