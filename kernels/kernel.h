@@ -36,6 +36,7 @@
  *
  * Codes of ROWS layout, and scales by token or group, are found through hr_kernel_slot: K and V may
  * be in pages (HR_FEATURE_PAGED), and then codes and scale point at slot 0 of the head in page 0.
+ * In the BLOCKS layouts a sixteenth of the slot is the number of the block.
  */
 typedef struct hr_kernel_operand {
     const void *codes;
