@@ -51,13 +51,17 @@ static fixture *make_fixture(const char *recipe, const int32_t *q, const int32_t
                                     .max_pages = MAX_PAGES,
                                     .block_table = f->table,
                                     .residual_blocks = f->blocks};
+    hr_paging *paging = &s->problem.paging;
+    cr_assert_eq(hr_kv_cache_layouts(&s->recipe, DIM, &paging->k_layout, &paging->v_layout), HR_OK);
     const hr_kv_cache_options options = {.recipe = &s->recipe,
                                          .num_kv_heads = KV_HEADS,
                                          .head_dim = DIM,
                                          .page_size = PAGE,
                                          .num_pages = BATCH * MAX_PAGES,
                                          .rope = s->problem.rope,
-                                         .max_sequences = BATCH + 1};
+                                         .max_sequences = BATCH + 1,
+                                         .k_layout = paging->k_layout,
+                                         .v_layout = paging->v_layout};
     cr_assert_eq(hr_kv_cache_create(&options, &f->cache), HR_OK, "%s", hr_last_error());
     const int64_t tokens = s->k.shape[0];
     for (int64_t first = 0; first < tokens; first += chunk) {
