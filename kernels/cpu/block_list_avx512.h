@@ -16,7 +16,8 @@
 enum {
     BLOCK_KEYS = 16,
     TILE_BLOCKS = DECODE_TILE / BLOCK_KEYS,
-    CHUNK_BYTES = 256,
+    CHUNK_SHIFT = 8,
+    CHUNK_BYTES = 1 << CHUNK_SHIFT,
     MAX_BLOCK_CHUNKS = BLOCK_KEYS * 256 / CHUNK_BYTES, /* head_dim 256, a byte a code */
     MAX_CHUNKS = 2 * TILE_BLOCKS * (MAX_BLOCK_CHUNKS + 1)
 };
@@ -35,16 +36,32 @@ typedef struct tile_blocks {
 
 /* What is left of the next tile to prefetch. */
 typedef struct block_list {
-    ALIGNED const uint8_t *chunk[MAX_CHUNKS];
+    ALIGNED const uint8_t *chunk[MAX_CHUNKS + 8];
     int32_t count, done;
     int32_t credit; /* 1/4096 chunks due */
     int32_t share;  /* 1/4096 chunks a step of cost 1 */
 } block_list;
 
+DECODE_INLINE __m512i address_of(const uint8_t *codes)
+{
+    return _mm512_set1_epi64((int64_t)(intptr_t)codes);
+}
+
 /* The blocks of keys [first, first + count). */
 static inline void find_blocks(const code_blocks *k, const code_blocks *v, int64_t first,
                                int32_t count, tile_blocks *out)
 {
+    if (!k->operand->pages && count == DECODE_TILE) {
+        const __m512i step = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+        for (int32_t b = 0; b < TILE_BLOCKS; b += 8) {
+            const __m512i block = _mm512_add_epi64(step, _mm512_set1_epi64(first / BLOCK_KEYS + b));
+            const __m512i k_at = _mm512_mullo_epi64(block, _mm512_set1_epi64(k->bytes));
+            const __m512i v_at = _mm512_mullo_epi64(block, _mm512_set1_epi64(v->bytes));
+            _mm512_storeu_si512(out->k + b, _mm512_add_epi64(k_at, address_of(k->codes)));
+            _mm512_storeu_si512(out->v + b, _mm512_add_epi64(v_at, address_of(v->codes)));
+        }
+        return;
+    }
     for (int32_t b = 0; b < TILE_BLOCKS; b++) {
         const int32_t key = b * BLOCK_KEYS < count ? b * BLOCK_KEYS : (count - 1) / 16 * 16;
         const int64_t block = hr_kernel_slot(k->operand, first + key) / BLOCK_KEYS;
@@ -53,15 +70,24 @@ static inline void find_blocks(const code_blocks *k, const code_blocks *v, int64
     }
 }
 
-/* The chunks of a block of K and one of V, in turn. */
+/* The chunks of a block of K and one of V, in turn, to the end of the list. */
 DECODE_INLINE void list_chunks(block_list *list, const uint8_t *k, int64_t k_bytes,
                                const uint8_t *v, int64_t v_bytes)
 {
     const uint8_t **chunk = list->chunk + list->count;
-    for (int64_t at = 0; at < k_bytes || at < v_bytes; at += CHUNK_BYTES) {
-        if (at < k_bytes) *chunk++ = k + at;
-        if (at < v_bytes) *chunk++ = v + at;
+    const int64_t bytes = k_bytes < v_bytes ? k_bytes : v_bytes;
+    const int64_t both = (bytes + CHUNK_BYTES - 1) / CHUNK_BYTES * CHUNK_BYTES;
+    __m512i at = _mm512_slli_epi64(_mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3), CHUNK_SHIFT);
+    at = _mm512_add_epi64(at, _mm512_mask_mov_epi64(address_of(k), 0xaa, address_of(v)));
+    for (int64_t i = 0; i < both; i += 4 * CHUNK_BYTES) {
+        _mm512_storeu_si512(chunk + i / CHUNK_BYTES * 2, at);
+        at = _mm512_add_epi64(at, _mm512_set1_epi64(4 * CHUNK_BYTES));
     }
+    chunk += both / CHUNK_BYTES * 2;
+    for (int64_t i = both; i < k_bytes; i += CHUNK_BYTES)
+        *chunk++ = k + i;
+    for (int64_t i = both; i < v_bytes; i += CHUNK_BYTES)
+        *chunk++ = v + i;
     list->count = (int32_t)(chunk - list->chunk);
 }
 

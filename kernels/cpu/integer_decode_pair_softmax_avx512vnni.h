@@ -7,6 +7,12 @@
 
 #include "integer_decode_state_avx512vnni.h"
 
+/* round16 of 32 keys' y where none is infinite; those of a >= 64 are made anew. */
+INLINE __m512i pack_direct(__m512 low, __m512 high)
+{
+    return _mm512_packus_epi32(_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high));
+}
+
 /*
  * Step 3 but N for one or two rows from `first` on: their least Y to their lanes of n. rows and
  * masked are constants.
@@ -27,7 +33,10 @@ INLINE void pair_logits(decode_state *s, const code_rows *k, const code_rows *v,
         prefetch_meanwhile(s, k, v, SOFTMAX_COST / 16 * rows);
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
-            __m512i y = round_logits(s, first + r, j, a[r], _mm512_setzero_ps(), masked, false);
+            const __m512i y =
+                masked ? round_logits(s, first + r, j, a[r], _mm512_setzero_ps(), true, false)
+                       : pack_direct(logits_of(s, first + r, j, a[r], true, false, false),
+                                     logits_of(s, first + r, j + 16, a[r], true, false, false));
             least[r] = _mm512_min_epu16(least[r], y);
             _mm512_store_si512(row_y(s, first + r) + j, y);
         }
