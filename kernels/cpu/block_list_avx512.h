@@ -4,9 +4,11 @@
  *
  *     tile     256 keys: 16 blocks of K and 16 of V, each in one piece; blocks past the sequence
  *              repeat its last, as keys that are not there have no weight whatever their codes
- *     ahead    the next tile's blocks and scales, in chunks of four cache lines, of K and of V in
- *              turn, into the second-level cache: a few at each step, in proportion to what steps
- *              cost. Products prefetch again, into the first-level cache, what they come to soon
+ *     ahead    the next tile's blocks and scales into the second-level cache, in chunks of four
+ *              cache lines, from four places of K and four of V in turn: a few at each step, in
+ *              proportion to what steps cost
+ *
+ * Products prefetch again, into the first-level cache, what they come to soon.
  */
 #ifndef HEADROOM_BLOCK_LIST_AVX512_H
 #define HEADROOM_BLOCK_LIST_AVX512_H
@@ -16,8 +18,8 @@
 enum {
     BLOCK_KEYS = 16,
     TILE_BLOCKS = DECODE_TILE / BLOCK_KEYS,
-    CHUNK_SHIFT = 8,
-    CHUNK_BYTES = 1 << CHUNK_SHIFT,
+    CHUNK_BYTES = 256,
+    SCALE_KEYS = CHUNK_BYTES / (int)sizeof(float),
     MAX_BLOCK_CHUNKS = BLOCK_KEYS * 256 / CHUNK_BYTES, /* head_dim 256, a byte a code */
     MAX_CHUNKS = 2 * TILE_BLOCKS * (MAX_BLOCK_CHUNKS + 1)
 };
@@ -70,33 +72,35 @@ static inline void find_blocks(const code_blocks *k, const code_blocks *v, int64
     }
 }
 
-/* The chunks of a block of K and one of V, in turn, to the end of the list. */
-DECODE_INLINE void list_chunks(block_list *list, const uint8_t *k, int64_t k_bytes,
-                               const uint8_t *v, int64_t v_bytes)
+/* The chunks of the blocks b, b + 4, b + 8 and b + 12 of K and of V, in turn. */
+DECODE_INLINE void list_chunks(block_list *list, const tile_blocks *tile, int32_t b,
+                               int64_t k_bytes, int64_t v_bytes)
 {
-    const uint8_t **chunk = list->chunk + list->count;
-    const int64_t bytes = k_bytes < v_bytes ? k_bytes : v_bytes;
-    const int64_t both = (bytes + CHUNK_BYTES - 1) / CHUNK_BYTES * CHUNK_BYTES;
-    __m512i at = _mm512_slli_epi64(_mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3), CHUNK_SHIFT);
-    at = _mm512_add_epi64(at, _mm512_mask_mov_epi64(address_of(k), 0xaa, address_of(v)));
-    for (int64_t i = 0; i < both; i += 4 * CHUNK_BYTES) {
-        _mm512_storeu_si512(chunk + i / CHUNK_BYTES * 2, at);
-        at = _mm512_add_epi64(at, _mm512_set1_epi64(4 * CHUNK_BYTES));
+    enum { STEP = TILE_BLOCKS / PREFETCH_PLACES };
+    const uint8_t *const *k = tile->k + b, *const *v = tile->v + b;
+    const uint8_t *first[8] = {k[0],        v[0],        k[STEP],     v[STEP],
+                               k[2 * STEP], v[2 * STEP], k[3 * STEP], v[3 * STEP]};
+    const __m512i places = _mm512_loadu_si512(first);
+    for (int64_t at = 0; at < k_bytes || at < v_bytes; at += CHUNK_BYTES) {
+        const uint32_t left = (at < k_bytes ? 0x55 : 0) | (at < v_bytes ? 0xaa : 0);
+        _mm512_storeu_si512(list->chunk + list->count,
+                            _mm512_maskz_compress_epi64(
+                                (__mmask8)left, _mm512_add_epi64(places, _mm512_set1_epi64(at))));
+        list->count += __builtin_popcount(left);
     }
-    chunk += both / CHUNK_BYTES * 2;
-    for (int64_t i = both; i < k_bytes; i += CHUNK_BYTES)
-        *chunk++ = k + i;
-    for (int64_t i = both; i < v_bytes; i += CHUNK_BYTES)
-        *chunk++ = v + i;
-    list->count = (int32_t)(chunk - list->chunk);
 }
 
-/* The scales of 16 keys a line, of four lines where they are in one piece. */
-DECODE_INLINE void list_scales(block_list *list, const hr_kernel_operand *operand, int64_t key)
+/* The scales of up to 64 keys: one chunk, or up to four where they are in pages. */
+DECODE_INLINE void list_scales(block_list *list, const hr_kernel_operand *operand, int64_t key,
+                               int32_t count)
 {
     if (operand->granularity != HR_GRANULARITY_TOKEN) return;
-    const float *scale = operand->scale + hr_kernel_slot(operand, key);
-    if (operand->pages || key % 64 == 0) list->chunk[list->count++] = (const uint8_t *)scale;
+    if (count > SCALE_KEYS) count = SCALE_KEYS;
+    for (int32_t at = 0, run; at < count; at += run) {
+        run = hr_kernel_run(operand, key + at, count - at);
+        const float *scale = operand->scale + hr_kernel_slot(operand, key + at);
+        list->chunk[list->count++] = (const uint8_t *)scale;
+    }
 }
 
 /*
@@ -104,13 +108,13 @@ DECODE_INLINE void list_scales(block_list *list, const hr_kernel_operand *operan
  * what the steps meanwhile will add up to.
  */
 static inline void plan_blocks(block_list *list, const tile_blocks *tile, const code_blocks *k,
-                               const code_blocks *v, int64_t first, int32_t cost)
+                               const code_blocks *v, int64_t first, int32_t count, int32_t cost)
 {
     list->count = list->done = list->credit = 0;
-    for (int32_t b = 0; b < TILE_BLOCKS; b++) {
-        list_scales(list, k->operand, first + b * BLOCK_KEYS);
-        list_scales(list, v->operand, first + b * BLOCK_KEYS);
-        list_chunks(list, tile->k[b], k->bytes, tile->v[b], v->bytes);
+    for (int32_t b = 0; b < TILE_BLOCKS / PREFETCH_PLACES; b++) {
+        list_scales(list, k->operand, first + b * SCALE_KEYS, count - b * SCALE_KEYS);
+        list_scales(list, v->operand, first + b * SCALE_KEYS, count - b * SCALE_KEYS);
+        list_chunks(list, tile, b, k->bytes, v->bytes);
     }
     list->share = list->count * 4096 / cost + 1;
 }

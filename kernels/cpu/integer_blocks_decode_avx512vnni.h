@@ -143,12 +143,12 @@ static void walk_blocks(blocks_state *t, int32_t cost)
     t->next = &t->place[t->tile == &t->place[0]];
     t->found = next;
     /* Blocks in one piece go on after the sequence: with those of the next task, as a rule. */
-    if (!t->k.operand->pages || left > 0)
-        find_blocks(&t->k, &t->v, next,
-                    left < DECODE_TILE && t->k.operand->pages ? left : DECODE_TILE, t->next);
+    const int32_t count = !t->k.operand->pages || left > DECODE_TILE ? DECODE_TILE : left;
+    if (count > 0)
+        find_blocks(&t->k, &t->v, next, count, t->next);
     else
         *t->next = *t->tile;
-    plan_blocks(&t->s.ahead, t->next, &t->k, &t->v, next, cost);
+    plan_blocks(&t->s.ahead, t->next, &t->k, &t->v, next, count, cost);
 }
 
 /* One tile: steps 1 to 6 for all rows. */
