@@ -356,7 +356,7 @@ static const struct {
     {"int4",
      1,
      {"int4_portable", "int4_decode_avx2", "int4_decode_avxvnni", "int4_decode_avx2",
-      "int4_decode_avx512vnni", "int4_decode_avx512vnni"}},
+      "int4_blocks_decode_avx512vnni", "int4_blocks_decode_avx512vnni"}},
 };
 
 Test(levels, every_x86_machine_gets_its_best_rows)

@@ -8,7 +8,7 @@
 
 static void decode_blocks(const hr_kernel_args *args)
 {
-    integer_blocks_decode(args);
+    integer_blocks_decode(args, false);
 }
 
 #define DEFINE_ENTRY(recipe)                                                                       \

@@ -3,9 +3,13 @@
  * integer_softmax.h restated for few rows, which are the queries of all heads that share a KV head.
  * A tile of 256 keys is
  *
- *     S       codes of K + 128, dpbusd with Q               integer_blocks_products_avx512vnni.h
- *     x, P    256 keys of one or two rows at a time integer_decode_pair_softmax_avx512vnni.h T, O
- * dpbusd of P with V                            integer_blocks_products_avx512vnni.h
+ *     S       codes of K + 128, dpbusd with Q
+ *     x, P    256 keys of one or two rows at a time, or four
+ *     T, O    dpbusd of P with V
+ *
+ * where S, T and O are in integer_blocks_products_avx512vnni.h, and for nibbles in
+ * integer_blocks_nibbles_avx512vnni.h; x and P in integer_decode_pair_softmax_avx512vnni.h and, for
+ * the usual tile, integer_decode_direct_softmax_avx512vnni.h.
  *
  * Nothing is rearranged, so that up to eight rows the limit is memory.
  */
@@ -14,7 +18,8 @@
 
 #include <assert.h>
 
-#include "integer_blocks_products_avx512vnni.h"
+#include "integer_blocks_nibbles_avx512vnni.h"
+#include "integer_decode_direct_softmax_avx512vnni.h"
 #include "integer_decode_pair_softmax_avx512vnni.h"
 
 static inline size_t integer_blocks_scratch(int32_t head_dim)
@@ -37,6 +42,10 @@ INLINE void make_pair_logits(decode_state *s, int32_t row, int rows, bool masked
 /* Steps 3, 4 and 6 but O; precise is a constant. */
 INLINE void update_rows(decode_state *s, bool precise)
 {
+    if (!precise && is_direct(s)) {
+        direct_update(s);
+        return;
+    }
     const bool masked = !sees_all(s);
     __m512i n = _mm512_setzero_si512();
     for (int32_t row = 0; row < s->rows; row += 2) {
@@ -65,8 +74,9 @@ static __attribute__((noinline)) void update_precise_rows(decode_state *s)
 }
 
 /* Q of all rows, [sets][head_dim / 4][4 rows] dwords, and what their logits are made with. */
-static void begin_block_rows(decode_state *s)
+static void begin_block_rows(blocks_state *t)
 {
+    decode_state *s = &t->s;
     const int32_t head_dim = s->args->head_dim;
     for (int32_t row = 0; row < s->rows; row++) {
         int32_t query;
@@ -84,6 +94,7 @@ static void begin_block_rows(decode_state *s)
             memcpy(q + c * SET_ROWS, codes + c, 4);
         s->init[row] =
             (int32_t)hr_integer_bits(HR_INTEGER_MAGIC) - 128 * _mm512_reduce_add_epi32(sum);
+        t->minus_sum[row] = -_mm512_reduce_add_epi32(sum);
         begin_row(s, row);
     }
 }
@@ -116,16 +127,13 @@ static void finish_block_rows(decode_state *s)
 static int32_t blocks_cost(blocks_state *t)
 {
     const decode_state *s = &t->s;
-    const int32_t sets = sets_of(s), head_dim = s->args->head_dim;
     const int32_t rest = PREPARE_COST + SOFTMAX_COST * s->rows;
     const int32_t lines = DECODE_TILE / BLOCK_KEYS * (int32_t)((t->k.bytes + t->v.bytes) / PART);
-    const int32_t products = s->rows * (head_dim / 4) * DECODE_TILE / 16 * 2;
+    const int32_t products = s->rows * (s->args->head_dim / 4) * DECODE_TILE / 16 * 2;
     const int32_t memory = lines * LINE_COST - rest;
     const int32_t each = memory > 2 * products ? memory / 2 : products;
-    t->key_cost = each / (DECODE_TILE / 64 * sets * head_dim / 8);
-    const int32_t most = vectors_at_once(s);
-    const int32_t passes = (s->vectors + most - 1) / most * (s->precise ? (s->rows + 1) / 2 : sets);
-    t->value_cost = each / (DECODE_TILE / 4 * passes);
+    t->key_cost = each / (is_nibbles(&s->args->k) ? nibble_key_steps(s) : key_steps(s));
+    t->value_cost = each / (is_nibbles(&s->args->v) ? nibble_value_steps(s) : value_steps(s));
     return 2 * each + rest;
 }
 
@@ -148,30 +156,47 @@ static void walk_blocks(blocks_state *t, int32_t cost)
         find_blocks(&t->k, &t->v, next, count, t->next);
     else
         *t->next = *t->tile;
-    plan_blocks(&t->s.ahead, t->next, &t->k, &t->v, next, count, cost);
+    if (t->listed) {
+        plan_blocks(&t->s.ahead, t->next, &t->k, &t->v, next, count, cost);
+        return;
+    }
+    find_scales(t->next, t->k.operand, t->v.operand, next, s->args->seqlen_kv - 1, &t->ahead);
+    t->cursor.tile = &t->ahead;
+    t->cursor.bytes = t->k.bytes;
+    enter_block(&t->cursor, 0);
 }
 
 /* One tile: steps 1 to 6 for all rows. */
-static void decode_block_tile(blocks_state *t)
+INLINE void decode_block_tile(blocks_state *t, bool nibbles)
 {
+    const decode_state *s = &t->s;
     prepare_tile(&t->s, NULL, NULL);
-    score_blocks(t);
-    if (t->s.precise) {
+    if (t->k_shifted) gather_zero_points(&s->args->k, s->first, s->count, t->s.k_zero);
+    if (t->v_shifted) gather_zero_points(&s->args->v, s->first, s->count, t->s.v_zero);
+    if (nibbles && is_nibbles(&s->args->k))
+        score_nibble_blocks(t);
+    else
+        score_blocks(t);
+    if (!nibbles && s->precise) {
         update_precise_rows(&t->s);
         add_precise_values(t);
-    } else {
-        update_block_rows(&t->s);
-        add_block_values(t);
+        return;
     }
+    update_block_rows(&t->s);
+    if (nibbles && is_nibbles(&s->args->v))
+        add_nibble_values(t);
+    else
+        add_block_values(t);
 }
 
-static code_blocks blocks_of(const hr_kernel_operand *operand, int64_t bytes)
+static code_blocks blocks_of(const hr_kernel_operand *operand, int32_t channels)
 {
+    const int64_t bytes = (int64_t)BLOCK_KEYS * channels / (is_nibbles(operand) ? 2 : 1);
     return (code_blocks){.operand = operand, .codes = operand->codes, .bytes = bytes};
 }
 
-/* The body of the kernels. */
-static inline void integer_blocks_decode(const hr_kernel_args *args)
+/* The body of the kernels; nibbles is a constant: K or V may have 4 bits, and P is U8. */
+INLINE void integer_blocks_decode(const hr_kernel_args *args, bool nibbles)
 {
     blocks_state *t = args->scratch;
     decode_state *s = &t->s;
@@ -188,11 +213,17 @@ static inline void integer_blocks_decode(const hr_kernel_args *args)
     assert(args->k.pages == args->v.pages && args->k.page_slots == args->v.page_slots);
     s->o = (float *)(t + 1);
     s->q = (int8_t *)(s->o + DECODE_ROWS * row_room(head_dim));
-    t->k = blocks_of(&args->k, (int64_t)BLOCK_KEYS * head_dim);
-    t->v = blocks_of(&args->v, (int64_t)BLOCK_KEYS * s->vectors * 16);
+    t->k = blocks_of(&args->k, head_dim);
+    t->v = blocks_of(&args->v, s->vectors * 16);
+    t->k_shifted = args->k.dtype == HR_DTYPE_U4;
+    t->v_shifted = args->v.dtype == HR_DTYPE_U4;
+    if (is_nibbles(&args->k)) t->k_levels = nibble_table(args->k.dtype, 128);
+    if (is_nibbles(&args->v)) t->v_levels = nibble_table(args->v.dtype, 0);
     t->found = -1;
+    t->listed = !is_nibbles(&args->k) || !is_nibbles(&args->v);
+    s->ahead.count = s->ahead.done = s->ahead.credit = s->ahead.share = 0;
     clear_rows(s);
-    begin_block_rows(s);
+    begin_block_rows(t);
     const int32_t cost = blocks_cost(t);
     for (int32_t i = 0; i < args->range_count; i++) {
         hr_kernel_range range;
@@ -200,7 +231,7 @@ static inline void integer_blocks_decode(const hr_kernel_args *args)
         for (enter_range(s, &range); s->first < range.end; s->first += DECODE_TILE) {
             enter_tile(s, &range);
             walk_blocks(t, cost);
-            decode_block_tile(t);
+            decode_block_tile(t, nibbles);
         }
     }
     finish_block_rows(s);

@@ -11,6 +11,7 @@
 #ifndef HEADROOM_INTEGER_BLOCKS_PRODUCTS_AVX512VNNI_H
 #define HEADROOM_INTEGER_BLOCKS_PRODUCTS_AVX512VNNI_H
 
+#include "block_cursor_avx512.h"
 #include "integer_decode_task_avx512vnni.h"
 
 /* Unrolls a loop of constant length, whose sums then stay in registers: clang ignores GCC's. */
@@ -32,6 +33,14 @@ typedef struct blocks_state {
     int64_t found; /* first key of the tile that `next` is; -1: none */
     code_blocks k, v;
     int32_t key_cost, value_cost; /* of a step of a product, for prefetch_blocks */
+    bool listed;                  /* the next tile is fetched by prefetch_blocks, not by `cursor` */
+    block_cursor cursor;
+    ahead_tile ahead;
+    /* Where codes are nibbles: what they stand for, in K as dpbusd's unsigned numbers. */
+    __m512i k_levels, v_levels;
+    bool k_shifted, v_shifted;        /* they have zero points */
+    int32_t minus_sum[DECODE_ROWS];   /* of Q's codes */
+    int32_t minus_zeros[DECODE_ROWS]; /* the sum of P times V's zero points */
 } blocks_state;
 
 INLINE __m512i broadcast_dword(const void *dword)
@@ -189,6 +198,20 @@ INLINE int32_t vectors_at_once(const decode_state *s)
 {
     const int32_t rows = s->precise ? 2 * s->rows : s->rows;
     return rows < SET_ROWS ? 8 : 4;
+}
+
+/* Steps of prefetch_blocks in S of a whole tile. */
+static int32_t key_steps(const decode_state *s)
+{
+    return DECODE_TILE / 64 * sets_of(s) * s->args->head_dim / 8;
+}
+
+/* The same in T. */
+static int32_t value_steps(const decode_state *s)
+{
+    const int32_t most = vectors_at_once(s);
+    const int32_t passes = (s->vectors + most - 1) / most;
+    return DECODE_TILE / 4 * passes * (s->precise ? (s->rows + 1) / 2 : sets_of(s));
 }
 
 /* The same for all rows. vectors and precise are constants. */
