@@ -74,6 +74,7 @@ typedef struct error_model {
     bool p_running;   /* P is rounded relative to a running maximum: M_t is that of all keys */
     bool half;        /* products are in FP16: check_bound_half.h */
     bool half_decode; /* likewise, in the decode kernel: check_bound_half_decode.h */
+    bool half_blocks; /* and that with K in blocks */
     int32_t tile_kv;
 } error_model;
 
@@ -117,6 +118,7 @@ static inline error_model model_of(const hr_kernel_info *row, const hr_recipe *r
         model.v_steps = model.fp22_pv && recipe->v.granularity == HR_GRANULARITY_BLOCK;
         model.half = row->isa == HR_ISA_AVX512FP16 && row->max_seqlen_q == 0;
         model.half_decode = row->isa == HR_ISA_AVX512FP16 && row->max_seqlen_q > 0;
+        model.half_blocks = model.half_decode && row->k_layout == HR_LAYOUT_BLOCKS_K;
         if (!model.half && !model.half_decode) break;
         model.dot_terms = 0;
         model.p_relative = model.half ? 0 : HALF_DECODE_P_RELATIVE;
@@ -260,8 +262,8 @@ static inline void bound_logits(const bound_input *in, const key_facts *keys, co
         if (in->model.half)
             error += scale * half_dot_error(q, key->k, head_dim, state->q_scale * key->scale);
         if (in->model.half_decode)
-            error +=
-                scale * half_decode_dot_error(q, key->k, head_dim, state->q_scale * key->scale);
+            error += scale * half_decode_dot_error(q, key->k, head_dim, in->model.half_blocks,
+                                                   state->q_scale * key->scale);
         error += 16 * UNIT * (fabs(s) + (cap > 0 ? fabs(bias) : 0));
         if (cap > 0) {
             s = cap * tanh((s + bias) / cap);

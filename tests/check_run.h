@@ -232,6 +232,7 @@ static inline void bound_case(check_case *test, const hr_packed_layer *packed,
     error_model model = model_of(row, &test->recipe, test->shape.head_dim);
     if (test->bound_model.tile_kv == model.tile_kv && test->bound_model.half == model.half &&
         test->bound_model.half_decode == model.half_decode &&
+        test->bound_model.half_blocks == model.half_blocks &&
         test->bound_model.fp22_qk == model.fp22_qk && test->bound_model.fp22_pv == model.fp22_pv &&
         test->bound_model.p_relative == model.p_relative)
         return;

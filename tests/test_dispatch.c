@@ -332,7 +332,7 @@ static const struct {
     {"fp8",
      1,
      {"fp8_portable", "fp8_decode_avx2", "fp8_decode_avx2", "fp8_decode_avx512",
-      "fp8_decode_avx512", "fp8_decode_avx512fp16"}},
+      "fp8_decode_avx512", "fp8_blocks_decode_avx512fp16"}},
     {"int8-fp8",
      0,
      {"int8_fp8_portable", "int8_fp8_avx2", "int8_fp8_avx2", "int8_fp8_avx512", "int8_fp8_avx512",

@@ -12,12 +12,7 @@
 #ifndef HEADROOM_FLOAT_DECODE_PRODUCTS_AVX512_H
 #define HEADROOM_FLOAT_DECODE_PRODUCTS_AVX512_H
 
-#include <assert.h>
-
-#include "decode_rows_avx512.h"
-#include "vec_avx512.h"
-
-#include "float_softmax.h"
+#include "float_decode_task_avx512.h"
 
 enum {
     PART_CODES = PART / CODE_BYTES,
@@ -27,20 +22,13 @@ enum {
 };
 
 typedef struct float_decode {
+    float_task task;
     ALIGNED float x[DECODE_ROWS][X_STRIDE]; /* S, logits, weights in turn */
-    ALIGNED float max[DECODE_ROWS], sum[DECODE_ROWS], largest[DECODE_ROWS];
-    ALIGNED float alpha[DECODE_ROWS], beta[DECODE_ROWS];
-    float scale[DECODE_ROWS]; /* what x is still to be multiplied by */
-    ALIGNED float column_scale[DECODE_TILE], value_scale[DECODE_TILE];
+    ALIGNED float value_scale[DECODE_TILE];
     ALIGNED wide_vec k_block[KEY_STEP / 4][MAX_CHANNELS * 4 / OUTPUTS];
     ALIGNED wide_vec v_block[FLOAT_STEP][MAX_VECTORS];
     tile_walk walk;
-    int32_t lo[DECODE_ROWS], hi[DECODE_ROWS];
-    const hr_kernel_args *args;
-    int32_t rows;
-    int32_t vectors;      /* wide vectors of a row's channels */
-    int32_t first, count; /* keys [first, first + count) are the tile's */
-    int32_t from, end;    /* those of the range are in [from, end), from a multiple of 64 */
+    int32_t vectors; /* wide vectors of a row's channels */
     __m512i seen_k, seen_v;
     wide_vec *q;      /* [rows][4 vectors], in the order of a K block, four times */
     wide_vec *part_t; /* [rows][vectors], of FLUSH_KEYS keys at most */
@@ -165,7 +153,7 @@ DECODE_INLINE wide_vec weight_at(const float_decode *s, int32_t row, int32_t key
 /* part_t, which becomes zero, to T. */
 static inline void flush(float_decode *s)
 {
-    for (int32_t i = 0; i < s->rows * s->vectors; i++) {
+    for (int32_t i = 0; i < s->task.rows * s->vectors; i++) {
         add_vector(s->t + i * OUTPUTS, s->part_t[i]);
         s->part_t[i] = wide_zero();
     }
@@ -175,8 +163,8 @@ static inline void flush(float_decode *s)
 static inline void add_outputs(float_decode *s)
 {
     const int32_t floats = s->vectors * OUTPUTS;
-    for (int32_t row = 0; row < s->rows; row++) {
-        const vec alpha = vec_set(s->alpha[row]), beta = vec_set(s->beta[row]);
+    for (int32_t row = 0; row < s->task.rows; row++) {
+        const vec alpha = vec_set(s->task.alpha[row]), beta = vec_set(s->task.beta[row]);
         float *t = s->t + row * floats, *o = s->o + row * floats;
         for (int32_t i = 0; i < floats; i += VEC_WIDTH) {
             const vec old = vec_mul(vec_load(o + i), alpha);
@@ -191,8 +179,8 @@ DECODE_INLINE void sum_values(float_decode *s, const code_rows *k, const code_ro
                               int32_t part)
 {
     __m512i seen = s->seen_v;
-    for (int32_t begin = s->from; begin < s->end; begin += FLUSH_KEYS) {
-        const int32_t end = begin + FLUSH_KEYS < s->end ? begin + FLUSH_KEYS : s->end;
+    for (int32_t begin = s->task.from; begin < s->task.end; begin += FLUSH_KEYS) {
+        const int32_t end = begin + FLUSH_KEYS < s->task.end ? begin + FLUSH_KEYS : s->task.end;
         /* [row][key % 2][plane]: one chain a plane would wait for itself */
         wide_vec sum[2][2][PLANES];
 #pragma GCC unroll 2
