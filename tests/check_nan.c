@@ -24,6 +24,23 @@ static void poison(hr_packed *packed, int32_t head, int32_t slot, int32_t channe
         codes[index] = 0x7f;
 }
 
+/* The same in any layout. */
+static void poison_row(hr_packed *packed, int32_t token, int32_t channel)
+{
+    if (packed->layout == HR_LAYOUT_ROWS) {
+        poison(packed, 0, token, channel);
+        return;
+    }
+    hr_packed rows, poisoned;
+    cr_assert_eq(hr_packed_relayout(packed, HR_LAYOUT_ROWS, &rows), HR_OK, "%s", hr_last_error());
+    poison(&rows, 0, token, channel);
+    cr_assert_eq(hr_packed_relayout(&rows, packed->layout, &poisoned), HR_OK, "%s",
+                 hr_last_error());
+    hr_packed_free(&rows);
+    hr_packed_free(packed);
+    *packed = poisoned;
+}
+
 static int count_wrong_nans(const check_case *test, const guarded_output *output, int *nans)
 {
     const int64_t heads = test->shape.num_heads, head_dim = test->shape.head_dim;
@@ -65,10 +82,9 @@ static void check_poisoned(const hr_kernel_info *row, const hr_recipe *recipe, u
     hr_packed_layer packed;
     pack_case(&test, &layouts, &packed);
     hr_packed *const operands[3] = {&packed.q, &packed.k, &packed.v};
-    cr_assert_eq(operands[operand]->layout, HR_LAYOUT_ROWS);
     /* The query is in the middle of a block of rows; the key in that of a tile of keys, and some
      * queries see it, some do not. */
-    poison(operands[operand], 0, operand == 0 ? (decode ? 9 : 34) : (decode ? 290 : 251), 13);
+    poison_row(operands[operand], operand == 0 ? (decode ? 9 : 34) : (decode ? 290 : 251), 13);
     answer_case(&test, &packed);
     guarded_output output = make_output(&test.shape);
     cr_assert_eq(hr_plan_run(plan, &packed, &output.o, &output.lse), HR_OK, "%s", hr_last_error());
