@@ -42,6 +42,7 @@ INLINE void direct_logits(decode_state *s, int32_t first, int rows, __m512i *n)
     for (const tile_columns *c = s->columns; c < s->columns + DECODE_TILE / HR_MICRO_COLUMNS; c++)
         for (int half = 0; half < 2; half++, x += 32, out += 32) {
             __m512 k[2], magic[2], u[2];
+            prefetch_meanwhile(s, NULL, NULL, SOFTMAX_COST / 16 * rows);
             UNROLL
             for (int i = 0; i < 2; i++) {
                 k[i] = _mm512_load_ps(c->k + 32 * half + 16 * i);
@@ -83,6 +84,7 @@ INLINE void direct_weights(decode_state *s, int32_t first, int rows)
     const tile_columns *columns = s->columns;
     for (int32_t j = 0; j < DECODE_TILE; j += 64, y += 64, p += 64, columns++) {
         __m512i e[4];
+        prefetch_meanwhile(s, NULL, NULL, SOFTMAX_COST / 8 * rows);
         UNROLL
         for (int i = 0; i < 2 * rows; i++)
             e[i] = _mm512_subs_epu16(top[i / 2],
