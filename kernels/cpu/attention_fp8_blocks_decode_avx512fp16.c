@@ -28,7 +28,7 @@ enum { PEAK_WEIGHT = 224 };
 typedef struct blocks_decode {
     half_products products;
     float_task task;
-    block_tile place[2];
+    tile_blocks place[2];
     int64_t found;                          /* first key of the tile that `next` is; -1: none */
     size_t k_bytes, v_bytes;                /* of a block */
     ALIGNED float x[DECODE_ROWS][X_STRIDE]; /* logits that are more than S scaled */
@@ -41,8 +41,8 @@ static const ALIGNED uint8_t no_block[BLOCK_KEYS * MAX_CHANNELS];
  * Where the blocks of K or V of a tile lie. Past the sequence there are none; `ahead` lets those of
  * a sequence in one piece go on, with the next task's as a rule, to be prefetched.
  */
-static void find_blocks(const hr_kernel_operand *operand, size_t block_bytes, int32_t first,
-                        int32_t seqlen_kv, bool ahead, const uint8_t *blocks[TILE_BLOCKS])
+static void find_blocks_of(const hr_kernel_operand *operand, size_t block_bytes, int32_t first,
+                           int32_t seqlen_kv, bool ahead, const uint8_t *blocks[TILE_BLOCKS])
 {
     const uint8_t *codes = operand->codes;
     for (int32_t i = 0; i < TILE_BLOCKS; i++) {
@@ -53,11 +53,11 @@ static void find_blocks(const hr_kernel_operand *operand, size_t block_bytes, in
     }
 }
 
-static void find_tile(blocks_decode *s, int32_t first, bool ahead, block_tile *tile)
+static void find_tile(blocks_decode *s, int32_t first, bool ahead, tile_blocks *tile)
 {
     const hr_kernel_args *args = s->task.args;
-    find_blocks(&args->k, s->k_bytes, first, args->seqlen_kv, ahead, tile->k);
-    find_blocks(&args->v, s->v_bytes, first, args->seqlen_kv, ahead, tile->v);
+    find_blocks_of(&args->k, s->k_bytes, first, args->seqlen_kv, ahead, tile->k);
+    find_blocks_of(&args->v, s->v_bytes, first, args->seqlen_kv, ahead, tile->v);
 }
 
 static int32_t tile_cost(const blocks_decode *s)
@@ -72,10 +72,10 @@ static void walk_blocks(blocks_decode *s)
 {
     half_products *products = &s->products;
     const int32_t first = s->task.first;
-    block_tile *tile = &s->place[s->found == first && products->ahead.next == &s->place[1]];
+    tile_blocks *tile = &s->place[s->found == first && products->ahead.next == &s->place[1]];
     if (s->found != first || s->task.count < DECODE_TILE) find_tile(s, first, false, tile);
     products->tile = tile;
-    block_tile *next = &s->place[tile == &s->place[0]];
+    tile_blocks *next = &s->place[tile == &s->place[0]];
     find_tile(s, first + DECODE_TILE, true, next);
     s->found = first + DECODE_TILE;
     const int32_t turns = (int32_t)((s->v_bytes + TURN_BYTES - 1) / TURN_BYTES);
@@ -313,13 +313,13 @@ static void update_softmax(blocks_decode *s)
 {
     gather_scales(&s->task, &s->task.args->k, s->task.column_scale);
     for (int32_t row = 0; row < s->task.rows; row++) {
-        prefetch_blocks(&s->products.ahead, SOFTMAX_COST / 2);
+        prefetch_turns(&s->products.ahead, SOFTMAX_COST / 2);
         make_logits(s, row);
     }
     for (int32_t row = 0; row < s->task.rows; row += 16)
         join_rows(&s->task, row);
     for (int32_t row = 0; row < s->task.rows; row++) {
-        prefetch_blocks(&s->products.ahead, SOFTMAX_COST / 2);
+        prefetch_turns(&s->products.ahead, SOFTMAX_COST / 2);
         make_weights(s, row);
     }
 }

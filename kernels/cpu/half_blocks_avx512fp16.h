@@ -13,21 +13,12 @@
 #ifndef HEADROOM_HALF_BLOCKS_AVX512FP16_H
 #define HEADROOM_HALF_BLOCKS_AVX512FP16_H
 
-#include "decode_rows_avx512.h"
+#include "block_list_avx512.h"
 #include "e4m3_decode_avx512.h"
 #include "float_load.h"
 
-/* Unrolls a loop of constant length, whose sums then stay in registers: clang ignores GCC's. */
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
-
 enum {
-    BLOCK_KEYS = 16,
     STEP_KEYS = 64, /* keys whose V is multiplied before the next pass over channels */
-    TILE_BLOCKS = DECODE_TILE / BLOCK_KEYS,
     STEP_BLOCKS = STEP_KEYS / BLOCK_KEYS,
     LINE_COST = 6, /* of a line converted and of it times a row, in half cycles: for prefetching */
     ROW_COST = 2,
@@ -46,14 +37,9 @@ enum {
     Q_ODD = MAX_CHANNELS / 4 /* where the dwords of odd channels begin */
 };
 
-/* Where the blocks of a tile lie; those that do not exist are zeros. */
-typedef struct block_tile {
-    const uint8_t *k[TILE_BLOCKS], *v[TILE_BLOCKS];
-} block_tile;
-
 /* What is left of the next tile to prefetch, in turns of a few lines of each place. */
 typedef struct block_prefetcher {
-    const block_tile *next;
+    const tile_blocks *next;
     int32_t done;   /* turns */
     int32_t credit; /* 1/4096 turns due */
     int32_t share;  /* 1/4096 turns a step of cost 1 */
@@ -79,7 +65,7 @@ WIDE_INLINE void prefetch_turn(block_prefetcher *p)
 }
 
 /* Called at steps of unlike cost; the costs of a tile add up to its turns * 4096 / share. */
-WIDE_INLINE void prefetch_blocks(block_prefetcher *p, int32_t cost)
+WIDE_INLINE void prefetch_turns(block_prefetcher *p, int32_t cost)
 {
     p->credit += cost * p->share;
     for (; p->credit >= 4096; p->credit -= 4096)
@@ -92,7 +78,7 @@ typedef struct half_products {
     ALIGNED _Float16 s[DECODE_ROWS][S_STRIDE]; /* S, keys in order */
     ALIGNED uint32_t p[DECODE_ROWS][P_STRIDE]; /* of four keys: 0 and 2, 1 and 3 */
     ALIGNED _Float16 t[DECODE_ROWS][T_STRIDE]; /* T: a channel's two halves side by side */
-    const block_tile *tile;
+    const tile_blocks *tile;
     block_prefetcher ahead;
     int32_t head_dim, vectors; /* vectors of 16 channels */
     __m512i seen_k, seen_v;
@@ -161,7 +147,7 @@ WIDE_INLINE void score_blocks(half_products *s, int rows, int blocks, int32_t he
         total[r][b] = _mm512_setzero_ph();
     for (int32_t i = 0; i < fours; i += CHAIN) {
         __m512h sum[GROUP_ROWS][4];
-        if (fetch) prefetch_blocks(&s->ahead, blocks * CHAIN * (LINE_COST + ROW_COST * rows));
+        if (fetch) prefetch_turns(&s->ahead, blocks * CHAIN * (LINE_COST + ROW_COST * rows));
         UNROLL
         for (int r = 0; r < rows; r++)
             UNROLL
@@ -228,7 +214,7 @@ WIDE_INLINE void sum_blocks(half_products *s, int rows, int vectors, bool fetch,
         const uint8_t *near = after < TILE_BLOCKS ? s->tile->v[after] : s->ahead.next->k[b];
         const uint32_t *p = &s->p[row][(block + b) * (BLOCK_KEYS / 2)];
         near += vector * LINE;
-        if (fetch) prefetch_blocks(&s->ahead, 4 * vectors * (LINE_COST + ROW_COST * rows));
+        if (fetch) prefetch_turns(&s->ahead, 4 * vectors * (LINE_COST + ROW_COST * rows));
         UNROLL
         for (int quad = 0; quad < 4; quad++) {
             UNROLL

@@ -14,15 +14,6 @@
 #include "block_cursor_avx512.h"
 #include "integer_decode_task_avx512vnni.h"
 
-/* Unrolls a loop of constant length, whose sums then stay in registers: clang ignores GCC's. */
-#ifndef UNROLL
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-#endif
-
 enum { NEAR_BLOCKS = 2 /* of V that are prefetched before they are read */ };
 
 /* A task of blocks. */

@@ -9,15 +9,6 @@
 
 #include "integer_decode_state_avx512vnni.h"
 
-/* Unrolls a loop of constant length, whose sums then stay in registers: clang ignores GCC's. */
-#ifndef UNROLL
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-#endif
-
 /* Whether the tile is such a one. */
 static bool is_direct(const decode_state *s)
 {

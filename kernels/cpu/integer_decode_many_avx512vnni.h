@@ -17,13 +17,6 @@
 
 #include "integer_decode_softmax_avx512vnni.h"
 
-/* Unrolls a loop of constant length, whose sums then stay in registers: clang ignores GCC's. */
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
 /* Sets that are worked on together from `set` on. */
 INLINE int sets_from(const decode_state *s, int32_t set)
 {
